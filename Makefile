@@ -1,0 +1,120 @@
+# Builds liblunce.so and the program into $(BUILD) and leaves ./lunce; runs everything that has to
+# be run. Holds no list of sources (they are found) and no shell longer than a few lines (.ci/ has
+# those). Invariant: an object is newer than every header and .def file it includes, and than this
+# file. `make help` lists the targets; CC, OPT, CFLAGS, LDFLAGS, BUILD, PREFIX, DESTDIR and LUAJIT
+# (the prefix of another LuaJIT) may be set.
+VERSION := 0.1.0
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+BUILD ?= build
+PREFIX ?= /usr/local
+OPT ?= -O3 -g
+WARN := -Wall -Wextra -Wshadow -Wmissing-prototypes -Werror
+# No code asks errno what a mathematical function met: without it, loops may use vector sqrt.
+CFLAGS_ALL = -std=gnu11 $(OPT) $(WARN) -fno-math-errno -fPIC -fopenmp -fvisibility=hidden \
+  -Iruntime $(CFLAGS)
+
+ifdef LUAJIT
+LUAJIT_CFLAGS := -I$(LUAJIT)/include/luajit-2.1
+LUAJIT_LIBS := -L$(LUAJIT)/lib -lluajit-5.1 -Wl,-rpath,$(LUAJIT)/lib
+else
+LUAJIT_CFLAGS := $(shell pkg-config --cflags luajit 2>/dev/null)
+LUAJIT_LIBS := $(shell pkg-config --libs luajit 2>/dev/null)
+endif
+
+# The files of cpu/ are compiled once for each instruction set, cpu.c (which chooses) only once.
+ISAS := baseline avx2 avx512
+MARCH_baseline := -march=x86-64
+MARCH_avx2 := -march=x86-64-v3
+MARCH_avx512 := -march=x86-64-v4 -mprefer-vector-width=512
+
+PROGRAM := runtime/main.c runtime/repl.c
+CORE := $(filter-out $(PROGRAM),$(wildcard runtime/*.c runtime/ops/*.c runtime/data/*.c))
+KERNELS := $(filter-out runtime/cpu/cpu.c,$(wildcard runtime/cpu/*.c))
+LIBRARY_OBJS := $(CORE:%.c=$(BUILD)/%.o) $(BUILD)/runtime/cpu/cpu.o \
+  $(foreach isa,$(ISAS),$(KERNELS:%.c=$(BUILD)/%.$(isa).o))
+PROGRAM_OBJS := $(PROGRAM:%.c=$(BUILD)/%.o)
+
+all: library program ## build the library and the program, and leave ./lunce
+library: $(BUILD)/liblunce.so
+program: $(BUILD)/lunce lunce
+
+# Old-style run paths also serve what our shared objects load in turn: `make dist` needs that.
+RPATH := -Wl,--disable-new-dtags,-rpath,
+
+$(BUILD)/liblunce.so: $(LIBRARY_OBJS)
+	$(CC) -shared -fopenmp $(CFLAGS) $(LDFLAGS) $(RPATH)'$$ORIGIN' -o $@ $^ -ldnnl -lz -lm -lpthread
+
+$(BUILD)/lunce: $(PROGRAM_OBJS)
+	$(CC) $(CFLAGS) $(LDFLAGS) $(RPATH)'$$ORIGIN/lib' -o $@ $^ $(LUAJIT_LIBS) -ledit -lpthread
+
+lunce: $(BUILD)/lunce
+	ln -sf $< $@
+
+$(PROGRAM_OBJS): CFLAGS_ALL += $(LUAJIT_CFLAGS) -DLUNCE_VERSION='"$(VERSION)"'
+
+define ISA_RULE
+$(BUILD)/%.$(1).o: %.c
+	@mkdir -p $$(@D)
+	$$(CC) $$(CFLAGS_ALL) $$(MARCH_$(1)) -DLN_ISA=$(1) -MMD -MP -c -o $$@ $$<
+endef
+$(foreach isa,$(ISAS),$(eval $(call ISA_RULE,$(isa))))
+
+$(BUILD)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
+
+-include $(LIBRARY_OBJS:.o=.d) $(PROGRAM_OBJS:.o=.d)
+
+# The set-up may bring what the variables above ask for, so make starts anew after it.
+demo: deps ## set up, build, then train on the shipped digits (about a minute)
+	@$(MAKE) --no-print-directory all
+	./lunce scripts/demo.lua
+
+test: deps ## set up, build, then run every test
+	@$(MAKE) --no-print-directory all
+	./lunce tests/run.lua
+
+deps: ## install the Debian packages that are missing
+	@.ci/deps
+
+check: ## check the format, the lint and the rules of the source
+	@.ci/check
+
+format: ## lay out the C files
+	clang-format -i $(filter-out runtime/ln.h,$(wildcard runtime/*.[ch] runtime/*/*.[ch]))
+
+# Sanitizers: the library and the program are built apart, and the tests run under them.
+SANITIZED = $(MAKE) --no-print-directory BUILD=build/$@ OPT='-O1 -g -fno-omit-frame-pointer' \
+  library build/$@/lunce
+RUN_SANITIZED = LUNCE_LIBRARY=$(CURDIR)/build/$@/liblunce.so build/$@/lunce
+
+asan: ## run the tests under AddressSanitizer and UBSan, with the JIT on and off
+	$(SANITIZED) CFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined'
+	$(RUN_SANITIZED) tests/run.lua
+	$(RUN_SANITIZED) -e 'jit.off()' tests/run.lua
+
+tsan: ## run the loader's tests under ThreadSanitizer
+	$(SANITIZED) CFLAGS='-fsanitize=thread'
+	OMP_NUM_THREADS=1 $(RUN_SANITIZED) --threads=1 tests/run.lua tests/loader_test.lua
+
+bench: all ## measure, beside PyTorch where it is installed
+	./lunce tests/bench/run.lua
+
+install: all ## install into PREFIX (and DESTDIR)
+	install -D $(BUILD)/lunce $(DESTDIR)$(PREFIX)/bin/lunce
+	install -Dm 644 $(BUILD)/liblunce.so $(DESTDIR)$(PREFIX)/lib/liblunce.so
+	install -Dm 644 runtime/ln.h $(DESTDIR)$(PREFIX)/share/lunce/ln.h
+	cp -R lualib scripts $(DESTDIR)$(PREFIX)/share/lunce/
+
+dist: all ## make a folder and a tarball that run without packages
+	.ci/dist lunce-$(VERSION) $(BUILD)
+
+clean: ## remove what was built
+	rm -rf build lunce
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.* ## \(.*\)/  make \1#\2/p' Makefile | column -t -s '#'
+
+.PHONY: all library program demo test deps check format asan tsan bench install dist clean help
