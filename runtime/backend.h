@@ -1,0 +1,111 @@
+/* Internal to runtime/: the tensor and storage structs, errors, allocation, and the backend table.
+ * Holds no code but trivial accessors. Invariants: a tensor's elements lie inside its storage; a
+ * storage lives while its count is above 0; only memory.c makes and frees storages, only tensor.c
+ * tensors. */
+#ifndef LN_BACKEND_H
+#define LN_BACKEND_H
+#include <stdatomic.h>
+
+#include "ln.h"
+
+/* ---- Errors (error.c) ---- */
+
+/* Sets the thread's message and returns the status. The message begins with the operator:
+ * "matmul: shapes (2,3) and (4,5) ...". */
+ln_status ln_fail(ln_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* "(2,3) float32" in a buffer of the thread's own; up to four texts live at once. */
+const char *ln_text(const ln_tensor *t);
+const char *ln_text_shape(int ndim, const int64_t *shape);
+const char *ln_text_dtype(int dtype); /* "float32" */
+
+/* For functions that end at `fail:` with a variable `status`. */
+#define LN_TRY(call)                                                                               \
+    do {                                                                                           \
+        if ((status = (call)) != LN_OK) goto fail;                                                 \
+    } while (0)
+
+/* ---- Storages (memory.c) ---- */
+
+typedef struct {
+    atomic_int refs;
+    atomic_uint version;
+    int device;
+    size_t bytes; /* of the whole block: what the device's live bytes count */
+    void *data;   /* 64-byte aligned */
+} ln_storage;
+
+/* `what` names the operator in the message. */
+ln_status ln_storage_new(ln_storage **out, int device, size_t bytes, const char *what);
+void ln_storage_retain(ln_storage *s);
+void ln_storage_release(ln_storage *s); /* NULL allowed */
+
+/* Uncounted scratch for kernels, 64-byte aligned, cached between calls; NULL when there is none
+ * (the message is set). */
+void *ln_scratch_new(size_t bytes, const char *what);
+void ln_scratch_release(void *p);
+
+/* ---- Tensors (tensor.c) ---- */
+
+struct ln_tensor {
+    ln_storage *storage;
+    char *data; /* the first element: storage->data + offset */
+    int dtype, ndim;
+    int64_t numel;
+    int64_t shape[LN_MAX_DIMS], stride[LN_MAX_DIMS]; /* strides in elements, >= 0 */
+};
+
+static inline int ln_device(const ln_tensor *t) { return t->storage->device; }
+
+size_t ln_dtype_size(int dtype); /* bytes of one element */
+bool ln_dtype_valid(int dtype);
+bool ln_dtype_is_float(int dtype);  /* the four floating types */
+int ln_dtype_promote(int a, int b); /* PyTorch's promotion */
+bool ln_is_contiguous(const ln_tensor *t);
+bool ln_same_shape(const ln_tensor *a, const ln_tensor *b);
+
+/* Makes *out of this shape when NULL, else checks that it fits; counts a write to it. `what` names
+ * the operator. Where a later step fails, the caller gives back what was made: see
+ * ln_out_fail. */
+ln_status ln_out(ln_tensor **out, int dtype, int device, int ndim, const int64_t *shape,
+                 const char *what);
+/* For fail paths: releases *out and sets it to NULL if it is not `given`, the value that *out had
+ * on entry. */
+void ln_out_fail(ln_tensor **out, const ln_tensor *given);
+/* NULL, freed or foreign-device inputs fail here: checks n tensors, all on one device. */
+ln_status ln_check_inputs(const char *what, int n, const ln_tensor *const *inputs);
+/* A stack copy of t broadcast to shape (strides 0). The caller has checked that it fits. */
+ln_tensor ln_broadcast(const ln_tensor *t, int ndim, const int64_t *shape);
+/* NumPy's broadcasting of two shapes; false where they do not fit. */
+bool ln_broadcast_shape(int *ndim, int64_t *shape, const ln_tensor *a, const ln_tensor *b);
+void ln_wrote(ln_tensor *t); /* bumps the version: every in-place writer calls it */
+
+int64_t ln_tensor_handles(void); /* tensors not yet released */
+
+/* Host doubles to and from one element of any dtype. */
+double ln_element_get(int dtype, const void *p);
+void ln_element_set(int dtype, void *p, double v);
+
+/* ---- Half precision (tensor.c) ---- */
+
+float ln_bfloat16_to_float(uint16_t x);
+uint16_t ln_float_to_bfloat16(float x); /* nearest even */
+float ln_float16_to_float(uint16_t x);
+uint16_t ln_float_to_float16(float x);
+
+/* ---- The backend table ---- */
+
+typedef struct {
+#define OP(name, arguments) ln_status(*name) arguments;
+#include "ops.def"
+#undef OP
+} ln_backend;
+
+/* The table for a device (never NULL for the device of a live tensor). */
+const ln_backend *ln_backend_of(int device);
+ln_status ln_device_check(int device, const char *what); /* exists and is built in */
+
+/* Team size for a kernel that does `work` elementary steps: 1 when too little to share. */
+int ln_team(int64_t work);
+
+#endif

@@ -1,0 +1,119 @@
+/* Resampling of a box of an image, antialiased as in Pillow and torchvision: the filter's support
+ * grows with the scale when shrinking. Two separable passes, rows before columns. Invariant: the
+ * weights of an output sum to 1 and reach no sample outside the box. */
+#include "data/data.h"
+
+#include <math.h>
+
+/* Output i of an axis is the sum over k < taps of weight[i * taps + k] * in[first[i] + k]. */
+typedef struct {
+    int64_t out, taps;
+    int64_t *first;
+    float *weight;
+} axis;
+
+static double bilinear(double x) {
+    x = fabs(x);
+    return x < 1 ? 1 - x : 0;
+}
+
+/* Keys' cubic with a = -1/2, Pillow's choice. */
+static double bicubic(double x) {
+    x = fabs(x);
+    if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
+    return x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
+}
+
+static double filter_reach(int64_t in, int64_t out, int filter) {
+    double scale = (double)in / (double)out;
+    return (filter == LN_BICUBIC ? 2 : 1) * (scale > 1 ? scale : 1);
+}
+
+static int64_t count_taps(int64_t in, int64_t out, int filter) {
+    int64_t taps = (int64_t)ceil(2 * filter_reach(in, out, filter));
+    return taps < in ? taps : in;
+}
+
+static void fill_axis(axis *a, int64_t in, int filter) {
+    double scale = (double)in / (double)a->out, reach = filter_reach(in, a->out, filter);
+    double shrink = scale > 1 ? 1 / scale : 1;
+    for (int64_t i = 0; i < a->out; i++) {
+        double center = ((double)i + 0.5) * scale, total = 0;
+        int64_t low = (int64_t)(center - reach + 0.5), high = (int64_t)(center + reach + 0.5);
+        if (low < 0) low = 0;
+        if (high > in) high = in;
+        int64_t first = low < in - a->taps ? low : in - a->taps;
+        float *weight = a->weight + i * a->taps;
+        for (int64_t k = 0; k < a->taps; k++) {
+            double x = ((double)(first + k) - center + 0.5) * shrink;
+            bool inside = first + k >= low && first + k < high;
+            double value = inside ? (filter == LN_BICUBIC ? bicubic(x) : bilinear(x)) : 0;
+            weight[k] = (float)value;
+            total += value;
+        }
+        a->first[i] = first;
+        for (int64_t k = 0; k < a->taps; k++) weight[k] = (float)(weight[k] / total);
+    }
+}
+
+LN_CLONES void ln_bytes_to_float(float *restrict dst, const unsigned char *restrict src,
+                                 int64_t n) {
+    for (int64_t i = 0; i < n; i++) dst[i] = (float)src[i] / 255.0f;
+}
+
+static inline void filter_row(float *restrict dst, const float *restrict src, const axis *a,
+                              int64_t taps) {
+    for (int64_t i = 0; i < a->out; i++) {
+        const float *s = src + a->first[i], *w = a->weight + i * taps;
+        float sum = w[0] * s[0];
+        for (int64_t k = 1; k < taps; k++) sum += w[k] * s[k];
+        dst[i] = sum;
+    }
+}
+
+/* rows (box height, columns->out): the box's rows of one channel, filtered. `row` holds one. */
+static void filter_rows(float *rows, float *row, const ln_image *src, int64_t channel, ln_box box,
+                        const axis *columns) {
+    int64_t start = (channel * src->height + box.top) * src->width + box.left;
+    for (int64_t y = 0; y < box.height; y++, start += src->width, rows += columns->out) {
+        const float *in = (const float *)src->data + start;
+        if (src->bytes) {
+            ln_bytes_to_float(row, (const unsigned char *)src->data + start, box.width);
+            in = row;
+        }
+        if (columns->taps == 2) filter_row(rows, in, columns, 2); /* enlarging: worth unrolling */
+        else filter_row(rows, in, columns, columns->taps);
+    }
+}
+
+LN_CLONES static void filter_columns(float *restrict dst, const float *restrict rows,
+                                     const axis *lines, int64_t width) {
+    for (int64_t y = 0; y < lines->out; y++, dst += width) {
+        const float *w = lines->weight + y * lines->taps, *in = rows + lines->first[y] * width;
+        for (int64_t x = 0; x < width; x++) dst[x] = w[0] * in[x];
+        for (int64_t k = 1; k < lines->taps; k++)
+            for (int64_t x = 0; x < width; x++) dst[x] += w[k] * in[k * width + x];
+    }
+}
+
+ln_status ln_resize(float *dst, int64_t height, int64_t width, const ln_image *src, ln_box box,
+                    int filter, ln_workspace *w) {
+    axis lines = {height, count_taps(box.height, height, filter), NULL, NULL};
+    axis columns = {width, count_taps(box.width, width, filter), NULL, NULL};
+    size_t weights = (size_t)(height * lines.taps + width * columns.taps) * sizeof(float);
+    size_t positions = (size_t)(height + width) * sizeof(int64_t);
+    lines.first = ln_workspace_get(w, LN_SLOT_WEIGHTS, positions + weights);
+    float *rows =
+        ln_workspace_get(w, LN_SLOT_ROWS, (size_t)(box.height * width + box.width) * sizeof(float));
+    if (lines.first == NULL || rows == NULL) return LN_OUT_OF_MEMORY;
+    columns.first = lines.first + height;
+    lines.weight = (float *)(columns.first + width);
+    columns.weight = lines.weight + height * lines.taps;
+    fill_axis(&lines, box.height, filter);
+    fill_axis(&columns, box.width, filter);
+    for (int64_t c = 0; c < src->channels; c++) {
+        filter_rows(rows, rows + box.height * width, src, c, box, &columns);
+        filter_columns(dst + c * height * width, rows, &lines, width);
+    }
+    return LN_OK;
+}

@@ -1,0 +1,250 @@
+/* Storages: reference-counted, aligned blocks, counted by device against a soft and a hard limit,
+ * with a cache of released blocks; and the scratch memory of kernels, from the same cache. Ignorant
+ * of Lua. Invariants: live_bytes is the sum of the blocks of all storages and never exceeds
+ * hard_bytes; use + cached never exceeds the most that use has been, so that caching never raises
+ * the footprint above what the program itself has needed. */
+#include "backend.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum {
+    ALIGNMENT = 64,
+    HEADER = 64, /* room for a storage's header, or a scratch block's size, before its data */
+    STEPS = 8,   /* sizes round up to 1/8 of a power of two: at most 12.5 % is lost */
+    BINS = 63 * STEPS,
+    HUGE_PAGE = 2 << 20
+};
+_Static_assert(sizeof(ln_storage) <= HEADER, "a storage's header fits before its data");
+
+typedef struct block {
+    struct block *next;
+} block;
+
+static struct {
+    pthread_mutex_t lock;
+    block *bins[BINS];
+    ln_memory count;
+    int64_t use, use_peak;  /* live bytes and the scratch that kernels hold, and their maximum */
+    int64_t collected_live; /* live_bytes when the host language last collected */
+    int64_t fail_after;
+} host = {.lock = PTHREAD_MUTEX_INITIALIZER, .count = {.soft_bytes = 256 << 20}};
+
+/* Read without the lock by ln_memory_pressure. */
+static atomic_bool pressure;
+
+__attribute__((constructor)) static void set_hard_limit(void) {
+    int64_t pages = sysconf(_SC_AVPHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+    host.count.hard_bytes = pages > 0 && size > 0 ? pages / 10 * 8 * size : INT64_MAX;
+}
+
+/* The bin of a size, and that bin's block size. */
+static int bin_of(size_t bytes, size_t *block_bytes) {
+    bytes = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    size_t step = ((size_t)1 << (63 - __builtin_clzll(bytes))) / STEPS;
+    *block_bytes = step > ALIGNMENT ? (bytes + step - 1) / step * step : bytes;
+    int log = 63 - __builtin_clzll(*block_bytes);
+    return log * STEPS + (int)((*block_bytes >> (log - 3)) & (STEPS - 1));
+}
+
+static size_t size_of_bin(int bin) {
+    return (size_t)(STEPS + bin % STEPS) << (bin / STEPS - 3);
+}
+
+static void *system_new(size_t bytes) {
+    size_t alignment = bytes >= 4 * (size_t)HUGE_PAGE ? HUGE_PAGE : ALIGNMENT;
+    void *p = aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+    if (p != NULL && alignment == HUGE_PAGE) madvise(p, bytes, MADV_HUGEPAGE);
+    return p;
+}
+
+/* Frees cached blocks, large ones first, until at most `keep` bytes of them are left. */
+static void flush_locked(int64_t keep) {
+    for (int i = BINS - 1; i >= 0 && host.count.cached_bytes > keep; i--)
+        while (host.bins[i] != NULL && host.count.cached_bytes > keep) {
+            block *b = host.bins[i];
+            host.bins[i] = b->next;
+            host.count.cached_bytes -= (int64_t)size_of_bin(i);
+            free(b);
+        }
+}
+
+/* A block of at least `bytes`, whose real size goes to *block_bytes; NULL when there is none. */
+static void *block_new(size_t bytes, size_t *block_bytes) {
+    if (bytes > SIZE_MAX / 4) return NULL;
+    int bin = bin_of(bytes, block_bytes);
+    int64_t size = (int64_t)*block_bytes;
+    void *p = host.bins[bin];
+    if (p != NULL) {
+        host.bins[bin] = host.bins[bin]->next;
+        host.count.cached_bytes -= size;
+    } else {
+        int64_t room = host.use_peak - host.use - size;
+        flush_locked(room > 0 ? room : 0);
+        p = system_new(*block_bytes);
+        if (p == NULL) {
+            flush_locked(0);
+            p = system_new(*block_bytes);
+        }
+        if (p == NULL) return NULL;
+    }
+    host.use += size;
+    if (host.use > host.use_peak) host.use_peak = host.use;
+    return p;
+}
+
+static void block_release(void *p, size_t block_bytes) {
+    size_t same;
+    int bin = bin_of(block_bytes, &same);
+    host.use -= (int64_t)block_bytes;
+    if (host.use + host.count.cached_bytes + (int64_t)block_bytes > host.use_peak) {
+        free(p);
+        return;
+    }
+    block *b = p;
+    b->next = host.bins[bin];
+    host.bins[bin] = b;
+    host.count.cached_bytes += (int64_t)block_bytes;
+}
+
+static ln_status refuse(size_t bytes, const char *what) {
+    return ln_fail(LN_OUT_OF_MEMORY,
+                   "%s: out of memory: %zu bytes on the cpu, where %lld are live and the limit is "
+                   "%lld",
+                   what, bytes, (long long)host.count.live_bytes,
+                   (long long)host.count.hard_bytes);
+}
+
+static void count_new(int64_t bytes) {
+    ln_memory *m = &host.count;
+    m->live_bytes += bytes;
+    m->storages++;
+    m->allocations++;
+    if (m->live_bytes > m->peak_bytes) m->peak_bytes = m->live_bytes;
+    if (m->live_bytes - host.collected_live > m->soft_bytes)
+        atomic_store_explicit(&pressure, true, memory_order_relaxed);
+}
+
+ln_status ln_storage_new(ln_storage **out, int device, size_t bytes, const char *what) {
+    pthread_mutex_lock(&host.lock);
+    ln_status status = LN_OK;
+    ln_storage *s = NULL;
+    size_t block_bytes;
+    bool injected = host.fail_after > 0 && --host.fail_after == 0;
+    int64_t room = host.count.hard_bytes - host.count.live_bytes - HEADER;
+    if (!injected && room > 0 && bytes <= (size_t)room) s = block_new(HEADER + bytes, &block_bytes);
+    if (s == NULL) {
+        status = refuse(bytes, what);
+    } else {
+        atomic_init(&s->refs, 1);
+        atomic_init(&s->version, 0);
+        s->device = device;
+        s->bytes = block_bytes;
+        s->data = (char *)s + HEADER;
+        count_new((int64_t)block_bytes);
+        *out = s;
+    }
+    pthread_mutex_unlock(&host.lock);
+    return status;
+}
+
+void ln_storage_retain(ln_storage *s) {
+    atomic_fetch_add_explicit(&s->refs, 1, memory_order_relaxed);
+}
+
+void ln_storage_release(ln_storage *s) {
+    if (s == NULL || atomic_fetch_sub_explicit(&s->refs, 1, memory_order_acq_rel) > 1) return;
+    pthread_mutex_lock(&host.lock);
+    host.count.live_bytes -= (int64_t)s->bytes;
+    host.count.storages--;
+    if (host.count.live_bytes < host.collected_live) host.collected_live = host.count.live_bytes;
+    block_release(s, s->bytes);
+    pthread_mutex_unlock(&host.lock);
+}
+
+void *ln_scratch_new(size_t bytes, const char *what) {
+    size_t block_bytes;
+    pthread_mutex_lock(&host.lock);
+    char *p = block_new(HEADER + bytes, &block_bytes);
+    if (p == NULL) refuse(bytes, what);
+    pthread_mutex_unlock(&host.lock);
+    if (p == NULL) return NULL;
+    memcpy(p, &block_bytes, sizeof block_bytes);
+    return p + HEADER;
+}
+
+void ln_scratch_release(void *p) {
+    if (p == NULL) return;
+    char *start = (char *)p - HEADER;
+    size_t block_bytes;
+    memcpy(&block_bytes, start, sizeof block_bytes);
+    pthread_mutex_lock(&host.lock);
+    block_release(start, block_bytes);
+    pthread_mutex_unlock(&host.lock);
+}
+
+ln_status ln_memory_info(ln_memory *out, int device) {
+    ln_status status = ln_device_check(device, "memory");
+    if (status != LN_OK) return status;
+    pthread_mutex_lock(&host.lock);
+    *out = host.count;
+    out->tensors = ln_tensor_handles();
+    pthread_mutex_unlock(&host.lock);
+    return LN_OK;
+}
+
+void ln_memory_reset_peak(int device) {
+    if (device != LN_CPU) return;
+    pthread_mutex_lock(&host.lock);
+    flush_locked(0);
+    host.count.peak_bytes = host.count.live_bytes;
+    host.use_peak = host.use;
+    pthread_mutex_unlock(&host.lock);
+}
+
+ln_status ln_memory_limit(int device, int64_t soft_bytes, int64_t hard_bytes) {
+    ln_status status = ln_device_check(device, "memory_limit");
+    if (status != LN_OK) return status;
+    if (soft_bytes < 0 || hard_bytes < 0)
+        return ln_fail(LN_BAD_ARGUMENT, "memory_limit: limits are positive bytes, or 0 to leave "
+                                        "one as it is; got soft %lld, hard %lld",
+                       (long long)soft_bytes, (long long)hard_bytes);
+    pthread_mutex_lock(&host.lock);
+    if (hard_bytes > 0 && hard_bytes < host.count.live_bytes)
+        status = ln_fail(LN_BAD_ARGUMENT, "memory_limit: hard limit %lld is below the %lld bytes "
+                                          "that are live",
+                         (long long)hard_bytes, (long long)host.count.live_bytes);
+    if (status == LN_OK && soft_bytes > 0) host.count.soft_bytes = soft_bytes;
+    if (status == LN_OK && hard_bytes > 0) host.count.hard_bytes = hard_bytes;
+    pthread_mutex_unlock(&host.lock);
+    return status;
+}
+
+bool ln_memory_pressure(void) {
+    return atomic_load_explicit(&pressure, memory_order_relaxed);
+}
+
+void ln_memory_collected(void) {
+    pthread_mutex_lock(&host.lock);
+    host.collected_live = host.count.live_bytes;
+    atomic_store_explicit(&pressure, false, memory_order_relaxed);
+    pthread_mutex_unlock(&host.lock);
+}
+
+ln_status ln_memory_flush(int device) {
+    ln_status status = ln_device_check(device, "memory_flush");
+    if (status != LN_OK) return status;
+    pthread_mutex_lock(&host.lock);
+    flush_locked(0);
+    pthread_mutex_unlock(&host.lock);
+    return LN_OK;
+}
+
+void ln_memory_fail_after(int64_t n) {
+    pthread_mutex_lock(&host.lock);
+    host.fail_after = n;
+    pthread_mutex_unlock(&host.lock);
+}
