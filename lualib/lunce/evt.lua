@@ -1,0 +1,205 @@
+-- Extreme-value statistics of a tail of shortfalls d = 1 - s: fits, gates, shrinkage and the moving
+-- Weibull shape. Every function takes and gives tensors without a gradient (fits run in float64)
+-- or plain numbers. May not know of similarity matrices or losses.
+-- Invariant: a tail too short to fit gives zeros (shape 0, R2 0, dAIC 0), never NaN.
+local lunce = require "lunce"
+local options = require("lunce.options").options
+local raise = require("lunce.ffi").raise
+
+local M = {}
+
+local LEAST_SHORTFALL = 1e-6
+local LEAST_SUM = 1e-12  -- below it a sum of squares is rounding
+local WRONG_SIGN = 1e6   -- added to the residual of a fit whose slope has the wrong sign
+
+--- x rounded to the nearest integer, halves to the even one.
+---@param x number
+---@return integer
+function M.round(x)
+  local low = math.floor(x)
+  if x - low > 0.5 or (x - low == 0.5 and low % 2 == 1) then return low + 1 end
+  return low
+end
+
+--- How many of a row's K candidates make its tail: 10 % of them, at least 32, at most all.
+---@param K integer
+---@return integer
+function M.tail_size(K)
+  return math.min(math.max(32, M.round(0.10 * K)), K)
+end
+
+-- Ordinary least squares of y (1,n) on x (R,n) along each row; sums of squares (R,1).
+local function least_squares(x, y)
+  local dx, dy = x - x:mean(2, true), y - y:mean(2, true)
+  local slope = (dx * dy):sum(2, true) / dx:square():sum(2, true):clamp(LEAST_SUM, math.huge)
+  local residual = (dy - slope * dx):square():sum(2, true):clamp(LEAST_SUM, math.huge)
+  return slope, residual, dy:square():sum(2, true)
+end
+
+local function no_fit(rows, k, n)
+  local function zeros() return lunce.zeros(rows, { dtype = "float64" }) end
+  return { beta_hat = zeros(), r2 = zeros(), delta_aic = zeros(), k = k, n = n }
+end
+
+--- Least-squares fits of a Weibull tail and of a Gumbel proxy to each row's smallest shortfalls.
+--- With F_r = r/(k+1), x = log d_r, after the first max(1, floor(k/20)) points: Weibull
+--- log F = slope x + c, Gumbel log(-log F) = slope x + c;
+--- dAIC = n (log(SSE_G/n) - log(SSE_W/n)), positive in favour of the Weibull tail.
+---@param shortfalls Tensor (R,k) or (k), ascending
+---@return table fit beta_hat, r2, delta_aic: (R) float64; k, n: points given and used
+function M.fit(shortfalls)
+  local d = shortfalls:detach():to("float64")
+  if #d.shape == 1 then d = d:unsqueeze(1) end
+  if #d.shape ~= 2 then raise("evt.fit: shortfalls (R,k) or (k); got %d dimensions", #d.shape) end
+  local rows, k = d.shape[1], d.shape[2]
+  local burnt = math.max(1, math.floor(k / 20))
+  local n = k - burnt
+  if n < 2 or rows == 0 then return no_fit(rows, k, n) end
+
+  local x = d:narrow(2, burnt + 1, n):clamp(LEAST_SHORTFALL, math.huge):log()
+  local log_F = (lunce.arange(burnt + 1, k, 1, { dtype = "float64" }) / (k + 1)):log():unsqueeze(1)
+  local slope_w, sse_w, sst_w = least_squares(x, log_F)
+  local slope_g, sse_g = least_squares(x, (-log_F):log())
+  local r2 = (1 - sse_w / sst_w):clamp(0, 1)
+  sse_w = sse_w + slope_w:le(0):to("float64") * WRONG_SIGN
+  sse_g = sse_g + slope_g:ge(0):to("float64") * WRONG_SIGN
+  return {
+    beta_hat = slope_w:clamp(0, math.huge):squeeze(2), r2 = r2:squeeze(2),
+    delta_aic = (n * (sse_g:log() - sse_w:log())):squeeze(2), k = k, n = n,
+  }
+end
+
+--- The value at the nearest rank of quantile q: position round(q (R-1)) + 1 of the sorted values.
+---@param values Tensor (R)
+---@param q number 0 to 1
+---@return Tensor scalar
+function M.quantile(values, q)
+  if not (q >= 0 and q <= 1) then raise("evt.quantile: q is %g; 0 to 1 is taken", q) end
+  local sorted = values:detach():sort(1)
+  return sorted:select(1, M.round(q * (values.shape[1] - 1)) + 1)
+end
+
+--- Evidence that a row's nearest candidate is extreme: sigmoid(kappa (log rho0 - log rho)).
+---@param rho Tensor (R) least shortfalls
+---@param rho0 Tensor|number
+---@param kappa number
+---@return Tensor (R)
+function M.rho_gate(rho, rho0, kappa)
+  local log_rho0 = type(rho0) == "number" and math.log(rho0) or rho0:log()
+  return (kappa * (log_rho0 - rho:log())):sigmoid()
+end
+
+--- Evidence that a row's tail is Weibull: sigmoid(kappa (dAIC - margin)).
+---@param delta_aic Tensor (R)
+---@return Tensor (R)
+function M.aic_gate(delta_aic, margin, kappa)
+  return (kappa * (delta_aic - margin)):sigmoid()
+end
+
+local SHRINK = { beta_t = 4, c = 100, r2_min = 0.2, lo = 0.5, hi = 16 }
+
+--- Each row's shape drawn towards beta_t where its fit is weak: w beta_hat + (1-w) beta_t within
+--- [lo, hi], w = n R2 / (n R2 + c), and w = 0 where R2 < r2_min or there is no positive shape.
+---@param fit table as evt.fit gives
+---@param given table|nil beta_t, c, r2_min, lo, hi
+---@return Tensor (R) float64
+function M.shrink(fit, given)
+  local o = options(given, SHRINK, "evt.shrink")
+  local evidence = fit.n * fit.r2
+  local usable = fit.r2:ge(o.r2_min):logical_and(fit.beta_hat:gt(0)):to("float64")
+  local w = usable * evidence / (evidence + o.c)
+  return (w * fit.beta_hat + (1 - w) * o.beta_t):clamp(o.lo, o.hi)
+end
+
+local Moving = { __name = "moving shape" }
+Moving.__index = Moving
+
+local MOVING = { beta = 4, momentum = 0.9, lo = 0.5, hi = 16, r2_min = 0.85 }
+
+--- The moving Weibull shape beta_t of a training run: state that its checkpoint must hold.
+--- Fields: `beta`, the shape, and `fitted`, whether a trusted fit has been seen.
+---@param given table|nil beta (the start), momentum, lo, hi, r2_min
+---@return table
+function M.moving_beta(given)
+  local o = options(given, MOVING, "evt.moving_beta")
+  return setmetatable({ beta = o.beta, fitted = false, rule = o }, Moving)
+end
+
+--- Moves beta towards a pooled fit that is trusted (R2 >= r2_min, positive shape), and no other.
+---@param fit table|nil as tail{ pooled = true } gives; nil where there was none
+---@return number beta
+function Moving:update(fit)
+  local rule = self.rule
+  if fit and fit.r2 >= rule.r2_min and fit.beta_hat > 0 then
+    local beta = math.min(math.max(fit.beta_hat, rule.lo), rule.hi)
+    self.beta = rule.momentum * self.beta + (1 - rule.momentum) * beta
+    self.fitted = true
+  end
+  return self.beta
+end
+
+--- The state as a float64 tensor (2): beta, and 1 once a trusted fit has been seen.
+---@return table<string, Tensor>
+function Moving:state_dict()
+  return { beta = lunce.tensor({ self.beta, self.fitted and 1 or 0 }, { dtype = "float64" }) }
+end
+
+---@param state table as state_dict gives
+function Moving:load_state_dict(state)
+  local values = state.beta
+  if not values or values:numel() ~= 2 then
+    raise("moving_beta:load_state_dict: takes { beta = a tensor of 2 }, as state_dict gives")
+  end
+  self.beta, self.fitted = values[1]:item(), values[2]:item() == 1
+end
+
+-- The generalised Pareto log-likelihood of excesses x at theta = xi/sigma, maximised over xi, which
+-- is mean log(1 + theta x) there (Grimshaw's profile); theta = 0 is the exponential law.
+local function profile(x, theta)
+  local n = x:numel()
+  local xi = (x * theta):log1p():mean():item()
+  local sigma = theta == 0 and x:mean():item() or xi / theta
+  -- Past xi = -1 the likelihood grows without bound towards a point mass at the largest excess.
+  return xi >= -1 and -n * (math.log(sigma) + 1 + xi) or -math.huge, xi, sigma
+end
+
+-- The place of the largest f within [lo, hi], where f rises and then falls: golden-section search.
+local function maximise(f, lo, hi)
+  local ratio = (math.sqrt(5) - 1) / 2
+  local a, b = hi - ratio * (hi - lo), lo + ratio * (hi - lo)
+  local fa, fb = f(a), f(b)
+  while hi - lo > 1e-9 do
+    if fa >= fb then
+      hi, b, fb = b, a, fa
+      a = hi - ratio * (hi - lo)
+      fa = f(a)
+    else
+      lo, a, fa = a, b, fb
+      b = lo + ratio * (hi - lo)
+      fb = f(b)
+    end
+  end
+  return fa >= fb and a or b
+end
+
+--- The generalised Pareto law of excesses over a threshold, by maximum likelihood with xi >= -1.
+---@param excesses Tensor (n) positive
+---@return table fit xi (shape: below 0 the tail has an end, 0 is exponential), sigma, loglik
+function M.gpd_fit(excesses)
+  local x = excesses:detach():to("float64")
+  if #x.shape ~= 1 or x:numel() < 2 or not x:gt(0):all():item() then
+    raise("evt.gpd_fit: takes two or more positive excesses in one dimension")
+  end
+  local largest = x:max():item()
+  -- theta > -1/largest becomes u = log(1 + theta largest), which is free.
+  local function at(u) return profile(x, (math.exp(u) - 1) / largest) end
+  local best, best_u = -math.huge, 0
+  for u = -16, 16, 0.5 do
+    local value = at(u)
+    if value > best then best, best_u = value, u end
+  end
+  local loglik, xi, sigma = at(maximise(at, best_u - 0.5, best_u + 0.5))
+  return { xi = xi, sigma = sigma, loglik = loglik }
+end
+
+return M

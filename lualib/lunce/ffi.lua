@@ -1,0 +1,95 @@
+-- The boundary with C: the only file that declares, loads or names the library. Holds no tensor
+-- and no operator. Invariant: a status other than LN_OK never passes unseen, and every error is
+-- raised at the first stack frame outside lualib/lunce, which is the user's line.
+local ffi = require "ffi"
+
+local M = {}
+
+local library_dir = debug.getinfo(1, "S").source:match("^@(.*)ffi%.lua$")
+local root = library_dir .. "../../"
+
+local function readable(path)
+  local file = io.open(path, "r")
+  if file then file:close() end
+  return file ~= nil
+end
+
+-- A checkout has runtime/ln.h and build/; an installation and a distribution have ln.h beside
+-- lualib, and the library in lib/ (of the prefix, two levels up, or of the folder itself).
+local function find(what, candidates)
+  for _, path in ipairs(candidates) do
+    if readable(path) then return path end
+  end
+  error("lunce: " .. what .. " was not found; looked at " .. table.concat(candidates, ", "), 0)
+end
+
+local function declarations()
+  local path = find("ln.h", { root .. "runtime/ln.h", root .. "ln.h" })
+  local file = assert(io.open(path, "r"))
+  local text = file:read("*a"):gsub("\r", "")
+  file:close()
+  text = ("\n" .. text):gsub("\n#[^\n]*", "\n")
+  -- LuaJIT boxes an enum that a function returns; as int it is a plain number.
+  return (text:gsub("ln_status (ln_[%w_]+%()", "int %1"))
+end
+
+ffi.cdef(declarations())
+
+local C = ffi.load(os.getenv "LUNCE_LIBRARY" or find("liblunce.so", {
+  root .. "build/liblunce.so", root .. "lib/liblunce.so", root .. "../../lib/liblunce.so",
+}))
+if C.ln_abi_version() ~= C.LN_ABI_VERSION then
+  error(("lunce: the library has ABI %d and ln.h has ABI %d; rebuild with make"):format(
+    C.ln_abi_version(), C.LN_ABI_VERSION), 0)
+end
+
+M.C = C
+
+local own_source = "@" .. library_dir
+
+--- Raises an error at the user's line: the first frame outside lualib/lunce.
+---@param format string as for string.format
+function M.raise(format, ...)
+  local message = select("#", ...) > 0 and format:format(...) or format
+  local level = 2
+  local frame = debug.getinfo(level, "S")
+  while frame and (frame.what == "C" or frame.source:sub(1, #own_source) == own_source) do
+    level = level + 1
+    frame = debug.getinfo(level, "S")
+  end
+  error(message, frame and level or 0)
+end
+
+--- Raises the library's message unless status is LN_OK.
+---@param status integer
+function M.check(status)
+  if status ~= C.LN_OK then M.raise("%s", ffi.string(C.ln_error())) end
+end
+
+local memory = ffi.new "ln_memory"
+
+local function out_of_memory()
+  local message = ffi.string(C.ln_error())
+  C.ln_memory_info(memory, C.LN_CPU)
+  M.raise("%s\n  live %d bytes in %d tensors, peak %d, cached %d, hard limit %d bytes", message,
+    tonumber(memory.live_bytes), tonumber(memory.tensors), tonumber(memory.peak_bytes),
+    tonumber(memory.cached_bytes), tonumber(memory.hard_bytes))
+end
+
+-- The cold half of call: out of memory is tried once more after all that is dead was given back.
+local function failed(status, fn, ...)
+  if status ~= C.LN_OUT_OF_MEMORY then return M.check(status) end
+  require("lunce.handles").collect(...)
+  C.ln_memory_flush(C.LN_CPU)
+  status = fn(...)
+  if status == C.LN_OUT_OF_MEMORY then out_of_memory() end
+  M.check(status)
+end
+
+--- Calls a C function that returns a status, and raises where it fails.
+function M.call(fn, ...)
+  local status = fn(...)
+  if status ~= 0 then failed(status, fn, ...) end
+end
+
+return M

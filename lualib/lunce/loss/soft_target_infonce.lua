@@ -1,0 +1,45 @@
+-- Soft target InfoNCE (arXiv 2404.14076): InfoNCE between samples and soft labels, the score of a
+-- label being its inner product with the noise-corrected logits. Holds no state.
+local lunce = require "lunce"
+local check = require "lunce.loss.check"
+local options = require("lunce.options").options
+local raise = require("lunce.ffi").raise
+local similarity = require "lunce.similarity"
+
+local DEFAULTS = { noise = false, temperature = false, offset = 0 }
+
+local function check_shapes(logits, targets, o)
+  check.rows(logits, "logits", "soft_target_infonce")
+  check.rows(targets, "targets", "soft_target_infonce")
+  local N, C, M = logits.shape[1], logits.shape[2], targets.shape[1]
+  if targets.shape[2] ~= C then
+    raise("soft_target_infonce: logits (%d,%d) and targets (%d,%d) differ in classes", N, C, M,
+      targets.shape[2])
+  end
+  if o.offset % 1 ~= 0 or o.offset < 0 or o.offset + N > M then
+    raise("soft_target_infonce: the %d own targets after offset %g are not within the %d given", N,
+      o.offset, M)
+  end
+  if o.noise and (not lunce.is_tensor(o.noise) or #o.noise.shape ~= 1 or o.noise.shape[1] ~= C) then
+    raise("soft_target_infonce: noise is a tensor (%d) of class probabilities", C)
+  end
+end
+
+--- v = logits/temperature - log noise, S_im = sum_c v_ic y_mc, and the loss
+--- mean_i (log sum_m exp S_im - S_i,i+offset). No gradient to targets or noise.
+---@param logits Tensor (N,C)
+---@param targets Tensor (M,C) rows that sum to 1, M >= N
+---@param given table|nil noise: (C), the class prior, uniform when absent; temperature: a number
+---  (1) or a tensor of one element; offset (0): how many of the M targets precede the own ones
+---@return Tensor scalar
+return function(logits, targets, given)
+  local o = options(given, DEFAULTS, "soft_target_infonce")
+  check_shapes(logits, targets, o)
+  local temperature = check.positive(o.temperature or 1, "temperature", "soft_target_infonce")
+  local v = logits / temperature
+  -- A uniform prior adds the same number to all scores of a row: rows of targets sum to 1.
+  if o.noise then v = v - o.noise:detach():to(v.dtype):log() end
+  local S = similarity.dot(v, targets:detach():to(v.dtype))
+  local own = lunce.arange(1 + o.offset, logits.shape[1] + o.offset, 1, { dtype = "int64" })
+  return (S:without(own):lse() - S:at(own)):softplus():mean()
+end

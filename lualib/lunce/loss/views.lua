@@ -1,0 +1,129 @@
+-- What the losses over two views share: the similarity matrix of z = [z_i; z_j], the links, the
+-- house form of InfoNCE, and the choice of the Weibull shape. Holds no loss and no state.
+-- Invariant: row a's positive is row a + N (mod 2N); its negatives are all rows but these two.
+local lunce = require "lunce"
+local check = require "lunce.loss.check"
+local evt = require "lunce.evt"
+local link = require "lunce.link"
+local raise = require("lunce.ffi").raise
+local similarity = require "lunce.similarity"
+
+local M = {}
+
+local CAP = 1 - 1e-6 -- a similarity past it counts as it, without a gradient
+
+--- The Weibull link w(s; beta) = -beta log(1 - min(s, 1 - 1e-6)).
+function M.shortfall(s, beta) return -beta * link.log(1 - link.min(s, CAP)) end
+
+--- The softmax link s / tau.
+function M.softmax(s, tau) return s / tau end
+
+--- The mixture of both: (1 - lambda) s / tau + lambda w(s; beta).
+function M.mixture(s, tau, lambda, beta)
+  return (1 - lambda) * M.softmax(s, tau) + lambda * M.shortfall(s, beta)
+end
+
+local function check_views(z_i, z_j, what)
+  local a, b = check.rows(z_i, "z_i", what).shape, check.rows(z_j, "z_j", what).shape
+  if a[1] ~= b[1] or a[2] ~= b[2] or z_i.dtype ~= z_j.dtype then
+    raise("%s: the views differ: z_i (%d,%d) %s, z_j (%d,%d) %s", what, a[1], a[2], z_i.dtype, b[1],
+      b[2], z_j.dtype)
+  end
+  if a[1] == 0 then raise("%s: the views have no rows", what) end
+end
+
+---@class Views
+---@field N integer pairs; there are 2N anchors
+---@field negatives Similarity (2N,2N) each anchor's negatives
+---@field positive Tensor (2N) each anchor's similarity to its positive
+---@field what string the loss, for messages
+
+--- The cosines of two views.
+---@param z_i Tensor (N,D)
+---@param z_j Tensor (N,D)
+---@param what string the loss, for messages
+---@return Views
+function M.pair(z_i, z_j, what)
+  check_views(z_i, z_j, what)
+  local N = z_i.shape[1]
+  local first = lunce.arange(1, N, 1, { dtype = "int64" })
+  local positives = lunce.cat({ first + N, first }, 1)
+  local S = similarity.cosine(lunce.cat({ z_i, z_j }, 1))
+  return { N = N, negatives = S:without_self():without(positives), positive = S:at(positives),
+    what = what }
+end
+
+--- log sum exp over positive and negatives minus the positive, each anchor. This form, softplus(lse
+--- of negatives - positive), keeps its precision where the positive has nearly all probability.
+---@param views Views
+---@return Tensor (2N)
+function M.contrast(views, f, ...)
+  return (views.negatives:lse(f, ...) - f(views.positive, ...)):softplus()
+end
+
+--- The same over each anchor's m largest negatives (all of them if there are fewer than m).
+---@param views Views
+---@param m integer
+---@return Tensor (2N)
+function M.contrast_hardest(views, m, f, ...)
+  if m % 1 ~= 0 or m < 1 then
+    raise("%s: top_m is %g; a positive integer is taken", views.what, m)
+  end
+  local hardest = views.negatives:topk(math.min(m, 2 * views.N - 2))
+  local rows = { ... }
+  for i, p in ipairs(rows) do
+    if lunce.is_tensor(p) and #p.shape == 1 and p:numel() > 1 then rows[i] = p:unsqueeze(2) end
+  end
+  return (f(hardest, unpack(rows)):logsumexp(2) - f(views.positive, ...)):softplus()
+end
+
+-- beta_t: the state's moving shape, brought up to date by this batch, or the option's number.
+local function moving(views, o)
+  if not o.state then return o.beta_t end
+  return o.state:update(views.negatives:tail{ pooled = true })
+end
+
+--- The Weibull shape that an option asks for: a number, "batch" (beta_t) or "anchor" (each anchor's
+--- fitted shape, shrunk towards beta_t).
+---@param views Views
+---@param tail table|nil the anchors' tail; fitted here when "anchor" needs it and there is none
+---@param beta number|Tensor|"batch"|"anchor"
+---@param o table options beta_t, shrink_c, r2_min, state
+---@return number|Tensor
+function M.shape(views, tail, beta, o)
+  if beta == "batch" then
+    if not o.state then
+      raise('%s: beta = "batch" needs state, a loss.beta_state kept over the batches', views.what)
+    end
+    return moving(views, o)
+  elseif beta == "anchor" then
+    local shrunk = evt.shrink(tail or views.negatives:tail(),
+      { beta_t = moving(views, o), c = o.shrink_c, r2_min = o.r2_min })
+    return shrunk:to(views.positive.dtype)
+  end
+  return check.positive(beta, "beta", views.what)
+end
+
+--- The evidence that each anchor's tail calls for the Weibull link; no gradient.
+---@param views Views
+---@param o table options q, kappa_rho, kappa_aic, margin, evidence ("both", "rho" or "aic")
+---@return Tensor lambda (2N)
+---@return table tail the anchors' tail with rho0, lambda_rho, lambda_aic and lambda added, float64
+function M.evidence(views, o)
+  local tail = views.negatives:tail()
+  tail.rho0 = evt.quantile(tail.rho, o.q)
+  tail.lambda_rho = evt.rho_gate(tail.rho, tail.rho0, o.kappa_rho)
+  tail.lambda_aic = evt.aic_gate(tail.delta_aic, o.margin, o.kappa_aic)
+  if tail.n < 2 then
+    tail.lambda = lunce.zeros(2 * views.N, { dtype = "float64" })
+  elseif o.evidence == "both" then
+    tail.lambda = tail.lambda_rho * tail.lambda_aic
+  elseif o.evidence == "rho" or o.evidence == "aic" then
+    tail.lambda = tail["lambda_" .. o.evidence]
+  else
+    raise('%s: evidence is %q; "both", "rho" or "aic" is taken', views.what, o.evidence)
+  end
+  return tail.lambda:to(views.positive.dtype), tail
+end
+
+return M

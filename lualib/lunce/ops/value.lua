@@ -1,0 +1,178 @@
+-- Casts, copies, Lua values of tensors, and the marks of autograd: what a tensor does with itself
+-- as a whole. Holds no arithmetic.
+local ffi = require "ffi"
+local lib = require "lunce.ffi"
+local tensor = require "lunce.tensor"
+local autograd = require "lunce.autograd"
+local option = require "lunce.options"
+
+local C, raise, call = lib.C, lib.raise, lib.call
+local out, take, need = tensor.out, tensor.take, tensor.need
+local tape, record, rule = autograd.tape, autograd.record, autograd.rule
+
+local M = {}
+
+-- ---- Size ------------------------------------------------------------------------------------
+
+--- The shape, or the extent of dimension dim.
+---@param dim integer|nil
+---@return integer[]|integer
+function M.size(x, dim)
+  local shape = need(x, "size", 1).shape
+  if dim == nil then return { unpack(shape) } end
+  return shape[tensor.dim_index(dim, #shape, "size") + 1]
+end
+
+---@return integer
+function M.dim(x)
+  return tensor.ndim(need(x, "dim", 1))
+end
+
+---@return integer
+function M.numel(x)
+  return tonumber(tensor.info(need(x, "numel", 1)).numel)
+end
+
+---@return boolean
+function M.is_contiguous(x)
+  return tensor.info(need(x, "is_contiguous", 1)).contiguous
+end
+
+-- ---- Lua values ------------------------------------------------------------------------------
+
+local one = ffi.new "double[1]"
+
+--- The only element of x: a number, or a boolean of a bool tensor.
+---@return number|boolean
+function M.item(x)
+  local about = tensor.info(need(x, "item", 1))
+  local is_bool = about.dtype == C.LN_BOOL
+  if about.numel ~= 1 then
+    raise("item: a tensor of %d elements; exactly one is taken", tonumber(about.numel))
+  end
+  call(C.ln_tensor_read, one, x.h, 1)
+  if is_bool then return one[0] ~= 0 end
+  return one[0]
+end
+
+local function nested(values, at, shape, depth, is_bool)
+  if depth > #shape then
+    if is_bool then return values[at] ~= 0, at + 1 end
+    return values[at], at + 1
+  end
+  local list = {}
+  for i = 1, shape[depth] do list[i], at = nested(values, at, shape, depth + 1, is_bool) end
+  return list, at
+end
+
+--- The elements as nested tables; of a tensor without dimensions, the element itself.
+function M.tolist(x)
+  local n = M.numel(need(x, "tolist", 1))
+  local values = ffi.new("double[?]", math.max(n, 1))
+  call(C.ln_tensor_read, values, x.h, n)
+  return (nested(values, 0, x.shape, 1, x.dtype == "bool"))
+end
+
+-- ---- Casts and copies ------------------------------------------------------------------------
+
+local cast_rule = rule("to", function(node, dy) return dy:to(node.dtype) end)
+local device_rule = rule("to", function(node, dy) return dy:to(node.device) end)
+
+local function cast(x, dtype)
+  if x.dtype == dtype then return x end
+  call(C.ln_cast, out(), x.h, tensor.dtype(dtype, "to"))
+  local y = take()
+  if tape.on and x.requires_grad and dtype:find "float" then
+    record(y, cast_rule, x).dtype = x.dtype
+  end
+  return y
+end
+
+local function move(x, device)
+  local number = tensor.device(device, "to")
+  if tensor.info(x).device == number then return x end
+  call(C.ln_to_device, out(), x.h, number)
+  local y = take()
+  if tape.on and x.requires_grad then record(y, device_rule, x).device = x.device end
+  return y
+end
+
+--- x in another dtype, on another device: to("float64"), to("cuda:1"), to{ dtype =, device = }. x
+--- itself where nothing changes.
+---@param target string|{ dtype: string, device: string }
+---@return lunce.Tensor
+function M.to(x, target)
+  need(x, "to", 1)
+  if type(target) == "string" and (target == "cpu" or target:find "^cuda") then
+    return move(x, target)
+  elseif type(target) == "table" then
+    local set = option.options(target, { dtype = false, device = false }, "to")
+    local y = set.dtype and cast(x, set.dtype) or x
+    return set.device and move(y, set.device) or y
+  end
+  tensor.dtype(target, "to")
+  return cast(x, target)
+end
+
+for name, dtype in pairs { float = "float32", double = "float64", half = "float16",
+  bfloat16 = "bfloat16", long = "int64", int = "int32", byte = "uint8", bool = "bool" } do
+  M[name] = function(x) return cast(need(x, name, 1), dtype) end
+end
+
+function M.cpu(x) return move(need(x, "cpu", 1), "cpu") end
+
+function M.cuda(x) return move(need(x, "cuda", 1), "cuda") end
+
+local copy_rule = rule("clone", function(_, dy) return dy end)
+
+local function copied(x)
+  call(C.ln_contiguous, out(), x.h)
+  local y = take()
+  if tape.on and x.requires_grad then record(y, copy_rule, x) end
+  return y
+end
+
+--- A copy of its own, row-major.
+function M.clone(x) return copied(need(x, "clone", 1)) end
+
+--- x itself where it is row-major without gaps, else such a copy.
+function M.contiguous(x)
+  if tensor.info(need(x, "contiguous", 1)).contiguous then return x end
+  return copied(x)
+end
+
+-- ---- Marks -----------------------------------------------------------------------------------
+
+--- The same elements, off the tape.
+function M.detach(x)
+  call(C.ln_tensor_alias, out(), need(x, "detach", 1).h)
+  return take()
+end
+
+--- Marks a leaf as one to which backward brings gradients. Returns x.
+---@param wanted boolean|nil true
+function M.requires_grad_(x, wanted)
+  need(x, "requires_grad_", 1)
+  wanted = wanted ~= false
+  if x.node and not wanted then
+    raise("requires_grad_: the tensor is a result of recorded operators; detach it")
+  end
+  if wanted and not x.dtype:find "float" then
+    raise("requires_grad_: dtype %s; only floating-point tensors have gradients", x.dtype)
+  end
+  x.requires_grad = wanted
+  return x
+end
+
+--- Makes backward leave the gradient of x, which is not a leaf, in x.grad. Returns x.
+function M.retain_grad(x)
+  if not need(x, "retain_grad", 1).requires_grad then
+    raise("retain_grad: the tensor requires no gradient")
+  end
+  if x.node then x.node.holder = x end
+  return x
+end
+
+M.backward = autograd.backward
+
+return M

@@ -1,0 +1,55 @@
+-- Gradient clipping, between backward and step. Holds no optimiser.
+local lunce = require "lunce"
+local options = require("lunce.options").options
+local need_number = require("lunce.tensor").need_number
+local raise = require("lunce.ffi").raise
+
+local M = {}
+
+local defaults = { norm_type = 2, error_if_nonfinite = true }
+
+-- The norm of all gradients as one vector; 0 where there are none.
+local function total_norm(params, order)
+  local norms = {}
+  for _, p in ipairs(params) do
+    if p.grad then norms[#norms + 1] = p.grad:norm(order) end
+  end
+  return #norms > 0 and lunce.stack(norms):norm(order):item() or 0
+end
+
+--- Scales the gradients so that their norm, as of one vector, is at most max_norm. A norm that is
+--- not finite is an error unless { error_if_nonfinite = false }.
+---@param params lunce.Tensor[]
+---@param max_norm number
+---@param opts? { norm_type: number, error_if_nonfinite: boolean }
+---@return number norm before the scaling
+function M.clip_grad_norm(params, max_norm, opts)
+  local set = options(opts, defaults, "clip_grad_norm")
+  need_number(max_norm, "clip_grad_norm", "max_norm")
+  return lunce.no_grad(lunce.scope, function()
+    local norm = total_norm(params, set.norm_type)
+    if set.error_if_nonfinite and (norm ~= norm or norm == math.huge) then
+      raise("clip_grad_norm: the norm of the gradients is %g", norm)
+    end
+    -- PyTorch's allowance of 1e-6 keeps a norm of zero from dividing by it.
+    local factor = max_norm / (norm + 1e-6)
+    for _, p in ipairs(params) do
+      if p.grad and factor < 1 then p.grad:mul_(factor) end
+    end
+    return norm
+  end)
+end
+
+--- Clamps every element of the gradients to [-limit, limit].
+---@param params lunce.Tensor[]
+---@param limit number
+function M.clip_grad_value(params, limit)
+  need_number(limit, "clip_grad_value", "the limit")
+  lunce.no_grad(function()
+    for _, p in ipairs(params) do
+      if p.grad then p.grad:clamp_(-limit, limit) end
+    end
+  end)
+end
+
+return M

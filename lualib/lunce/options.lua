@@ -1,0 +1,56 @@
+-- Options tables: the last argument of a function, one key an option. Holds no option of its own.
+-- Invariant: a key that the function does not declare, or a value of another type than its
+-- default, is an error at the user's line.
+local raise = require("lunce.ffi").raise
+
+local M = {}
+
+local function known(defaults)
+  local names = {}
+  for name in pairs(defaults) do names[#names + 1] = tostring(name) end
+  table.sort(names)
+  return table.concat(names, ", ")
+end
+
+--- The given options completed by the defaults. The result may be `defaults` itself: read it only.
+---@param given table|nil
+---@param defaults table a default of false declares an option of any type that may stay absent
+---@param what string the function's name, for messages
+---@return table
+function M.options(given, defaults, what)
+  if given == nil then return defaults end
+  if type(given) ~= "table" or getmetatable(given) then
+    raise("%s: options are a table { name = value }; got %s", what, M.describe(given))
+  end
+  local result = {}
+  for name, value in pairs(given) do
+    local default = defaults[name]
+    if default == nil then
+      raise("%s: unknown option %s; it takes %s", what, tostring(name), known(defaults))
+    end
+    if default ~= false and type(value) ~= type(default) then
+      raise("%s: option %s is %s; a %s is taken", what, name, M.describe(value), type(default))
+    end
+    result[name] = value
+  end
+  for name, value in pairs(defaults) do
+    if result[name] == nil then result[name] = value end
+  end
+  return result
+end
+
+--- A value in a few words, for messages: `nil`, `"text"`, `a tensor`, `a table`, `3`.
+---@param value any
+---@return string
+function M.describe(value)
+  local kind = type(value)
+  if kind == "string" then
+    return ("%q"):format(#value > 40 and value:sub(1, 37) .. "..." or value)
+  end
+  if kind == "number" or kind == "nil" or kind == "boolean" then return tostring(value) end
+  local metatable = getmetatable(value)
+  if type(metatable) == "table" and metatable.__name then return "a " .. metatable.__name end
+  return "a " .. kind
+end
+
+return M

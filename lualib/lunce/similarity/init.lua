@@ -1,0 +1,254 @@
+-- The similarity algebra: a lazy N x M matrix of similarities between the rows of q and of k, masks
+-- that compose, and the reductions that losses are made of. May not compute with elements: that is
+-- the engine's work, and one line below chooses the engine. Invariant: a matrix is never changed;
+-- a mask gives a new one, and nothing is computed before a reduction.
+--
+--   local S   = similarity.cosine(z)
+--   local neg = S:without_self():without(positives)
+--   local gap = neg:lse(link, tau) - link(S:at(positives), tau)
+--
+-- A link is a Lua function of s and parameters (see lunce.link). A parameter is a number or a
+-- tensor: of one element; per row, (N) or (N,1); per column, (M) or (1,M), where N = M reads (N) as
+-- per row. A tensor that a link captures instead must be (1), (N,1) or (1,M): broadcasting alone
+-- would read (N) as columns. Reductions give gradients to q, k, parameters and captured tensors.
+local lunce = require "lunce"
+local describe = require("lunce.options").describe
+local evt = require "lunce.evt"
+local options = require("lunce.options").options
+local raise = require("lunce.ffi").raise
+
+local dense = require "lunce.similarity.dense"
+local engine = dense
+
+local M = { dense = dense }
+
+---@class Similarity
+---@field N integer rows
+---@field M integer columns
+---@field kind "cosine"|"dot"
+---@field q Tensor (N,D)
+---@field k Tensor (M,D); q itself for a matrix of one set with itself
+---@field masks table[] each { kind = , index|rows|columns = }: a candidate passes all of them
+local Similarity = { __name = "similarity matrix" }
+Similarity.__index = Similarity
+
+local function check_rows(x, what)
+  if not lunce.is_tensor(x) or #x.shape ~= 2 then
+    raise("%s: rows are a tensor (N,D); got %s", what,
+      lunce.is_tensor(x) and ("(%s)"):format(table.concat(x.shape, ",")) or describe(x))
+  end
+  if x.dtype ~= "float32" and x.dtype ~= "float64" then
+    raise("%s: rows are float32 or float64; got %s", what, x.dtype)
+  end
+end
+
+local function matrix(kind, q, k)
+  local what = "similarity." .. kind
+  check_rows(q, what)
+  if k == nil then k = q else check_rows(k, what) end
+  if q.shape[2] ~= k.shape[2] or q.dtype ~= k.dtype then
+    raise("%s: q (%d,%d) %s and k (%d,%d) %s differ in width or dtype", what,
+      q.shape[1], q.shape[2], q.dtype, k.shape[1], k.shape[2], k.dtype)
+  end
+  return setmetatable({ kind = kind, q = q, k = k, N = q.shape[1], M = k.shape[1], masks = {} },
+    Similarity)
+end
+
+--- Cosines of the rows of q with the rows of k (of q itself when absent); row norms are clamped
+--- below at 1e-8.
+---@param q Tensor (N,D)
+---@param k Tensor|nil (M,D)
+---@return Similarity
+function M.cosine(q, k) return matrix("cosine", q, k) end
+
+--- Dot products of the rows of q with the rows of k (of q itself when absent).
+---@param q Tensor (N,D)
+---@param k Tensor|nil (M,D)
+---@return Similarity
+function M.dot(q, k) return matrix("dot", q, k) end
+
+local function masked(S, mask)
+  local masks = {}
+  for i, m in ipairs(S.masks) do masks[i] = m end
+  masks[#masks + 1] = mask
+  return setmetatable({ kind = S.kind, q = S.q, k = S.k, N = S.N, M = S.M, masks = masks },
+    Similarity)
+end
+
+local function check_square(S, what)
+  if S.N ~= S.M then raise("%s: takes a square matrix; this one is (%d,%d)", what, S.N, S.M) end
+end
+
+local function check_vector(x, length, what)
+  if not lunce.is_tensor(x) or #x.shape ~= 1 or x.shape[1] ~= length then
+    raise("%s: takes a tensor (%d); got %s", what, length,
+      lunce.is_tensor(x) and ("(%s)"):format(table.concat(x.shape, ",")) or describe(x))
+  end
+end
+
+local function check_index(x, S, what)
+  check_vector(x, S.N, what)
+  if x.dtype ~= "int64" then raise("%s: columns are int64; got %s", what, x.dtype) end
+end
+
+--- Leaves out each row's own column.
+---@return Similarity
+function Similarity:without_self()
+  check_square(self, "without_self")
+  return masked(self, { kind = "self" })
+end
+
+--- Leaves out one column of each row.
+---@param index Tensor (N) int64, positions from 1
+---@return Similarity
+function Similarity:without(index)
+  check_index(index, self, "without")
+  return masked(self, { kind = "without", index = index })
+end
+
+local function by_labels(S, kind, rows, columns)
+  if columns == nil then
+    check_square(S, kind)
+    columns = rows
+  end
+  check_vector(rows, S.N, kind)
+  check_vector(columns, S.M, kind)
+  return masked(S, { kind = kind, rows = rows, columns = columns })
+end
+
+--- Keeps the columns whose label is the row's.
+---@param rows Tensor (N)
+---@param columns Tensor|nil (M); the rows' own when absent
+---@return Similarity
+function Similarity:same(rows, columns) return by_labels(self, "same", rows, columns) end
+
+--- Keeps the columns whose label is not the row's.
+---@param rows Tensor (N)
+---@param columns Tensor|nil (M); the rows' own when absent
+---@return Similarity
+function Similarity:different(rows, columns) return by_labels(self, "different", rows, columns) end
+
+--- Keeps the columns past the row's own: each unordered pair once.
+---@return Similarity
+function Similarity:triangle()
+  check_square(self, "triangle")
+  return masked(self, { kind = "triangle" })
+end
+
+local function arrange_one(S, p, place)
+  if type(p) == "number" then return p end
+  if not lunce.is_tensor(p) then
+    raise("link: parameter %d is %s; a number or a tensor is taken", place, describe(p))
+  end
+  local shape = p.shape
+  if p:numel() == 1 then return p:reshape(1) end
+  if #shape == 1 and shape[1] == S.N then return p:unsqueeze(2) end
+  if #shape == 1 and shape[1] == S.M then return p:unsqueeze(1) end
+  if #shape == 2 and (shape[1] == S.N and shape[2] == 1 or shape[1] == 1 and shape[2] == S.M) then
+    return p
+  end
+  raise("link: parameter %d has shape (%s); one element, (%d), (%d,1), (%d) or (1,%d) is taken",
+    place, table.concat(shape, ","), S.N, S.N, S.M, S.M)
+end
+
+-- The parameters of a link as numbers and tensors that broadcast against (N,M).
+local function arrange(S, what, link, ...)
+  if link ~= nil and type(link) ~= "function" then
+    raise("%s: a link function is taken; got %s", what, describe(link))
+  end
+  local count = select("#", ...)
+  if count > 0 and not link then raise("%s: parameters without a link function", what) end
+  local parameters = {}
+  for place = 1, count do
+    parameters[place] = arrange_one(S, (select(place, ...)), place)
+  end
+  return parameters
+end
+
+--- log sum exp over each row's candidates of link(s, ...); of s itself without a link. A row
+--- without candidates gives -inf and no gradient.
+---@param link function|nil
+---@return Tensor (N)
+function Similarity:lse(link, ...)
+  return engine.lse(self, link, arrange(self, "lse", link, ...))
+end
+
+--- The sum over each row's candidates of link(s, ...); 0 for a row without candidates.
+---@param link function|nil
+---@return Tensor (N)
+function Similarity:sum(link, ...)
+  return engine.sum(self, link, arrange(self, "sum", link, ...))
+end
+
+--- Each row's largest similarity and its column, the first of equals; -inf without candidates.
+---@return Tensor values (N), differentiable
+---@return Tensor columns (N) int64
+function Similarity:max()
+  if self.M == 0 then raise("max: the matrix (%d,0) has no columns", self.N) end
+  local values, columns = self:topk(1)
+  return values:select(2, 1), columns:select(2, 1)
+end
+
+--- Each row's k largest similarities, largest first, and their columns; where a row has fewer
+--- candidates its last values are -inf.
+---@param k integer 0 to M
+---@return Tensor values (N,k), differentiable
+---@return Tensor columns (N,k) int64
+function Similarity:topk(k)
+  if type(k) ~= "number" or k % 1 ~= 0 or k < 0 or k > self.M then
+    raise("topk: k is %s; an integer from 0 to %d is taken", describe(k), self.M)
+  end
+  return engine.topk(self, k)
+end
+
+--- The number of candidates of each row.
+---@return Tensor (N) int64
+function Similarity:count() return engine.count(self) end
+
+--- The entry of each row at one column, whatever the masks.
+---@param index Tensor (N) int64, positions from 1
+---@return Tensor (N)
+function Similarity:at(index)
+  check_index(index, self, "at")
+  return engine.at(self, index)
+end
+
+--- The whole matrix, to look at; masked entries are -inf.
+---@return Tensor (N,M)
+function Similarity:dense() return engine.dense(self) end
+
+local function pooled_tail(S)
+  local count = S:count():sum():item()
+  local k = math.min(math.max(1024, math.floor(0.05 * count)), count)
+  if k < 10 then return nil end
+  local fit = evt.fit(1 - engine.pooled_topk(S, k):to("float64"))
+  return { beta_hat = fit.beta_hat:item(), r2 = fit.r2:item(), delta_aic = fit.delta_aic:item(),
+    k = k, n = fit.n }
+end
+
+local TAIL = { k = false, pooled = false }
+
+--- The tail of shortfalls 1 - s of each row's candidates: order statistics and fits, without
+--- gradient. With pooled = true, one fit over the candidates of all rows together (numbers; nil
+--- when there are fewer than 10).
+---@param given table|nil k: points of a row's tail, by default evt.tail_size of the fewest
+---  candidates; pooled
+---@return table|nil tail rho (N), the least shortfall, at least 1e-6; and evt.fit's fields
+function Similarity:tail(given)
+  local o = options(given, TAIL, "tail")
+  return lunce.no_grad(function()
+    if o.pooled then return pooled_tail(self) end
+    local fewest = self.N > 0 and self:count():min():item() or 0
+    local k = o.k or evt.tail_size(fewest)
+    if type(k) ~= "number" or k % 1 ~= 0 or k < 0 or k > fewest then
+      raise("tail: k is %s; an integer from 0 to %d, the fewest candidates of a row, is taken",
+        describe(k), fewest)
+    end
+    local shortfalls = 1 - self:topk(math.max(k, 1)):to("float64")
+    local tail = evt.fit(shortfalls:narrow(2, 1, k))
+    tail.rho = shortfalls:select(2, 1):clamp(1e-6, math.huge)
+    return tail
+  end)
+end
+
+return M
