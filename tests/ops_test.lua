@@ -1,0 +1,276 @@
+-- Every differentiable operator against central differences in float64, in every layout, empty and
+-- of one element, and float32 against float64; products, convolutions and reductions exactly on
+-- integers; shapes that do not fit. One row an operator.
+local lunce = require "lunce"
+local gradcheck = require "tests.gradcheck"
+
+local A, B, C4 = { 3, 4 }, { 3, 4 }, { 2, 3, 5, 5 }
+local labels = lunce.tensor({ 2, 4, 1 }, { dtype = "int64" })
+local columns = lunce.tensor({ { 2, 4 }, { 1, 1 }, { 3, 2 } }, { dtype = "int64" })
+local mask = lunce.tensor({ { true, false, true, false }, { false, false, true, true },
+  { true, true, false, false } })
+
+-- name, function, shapes, range of values, and what a row cannot take: `empty` = false where an
+-- empty input is an error by definition; `one` = shapes of one element where all-ones is wrong.
+local ROWS = {
+  { "neg", function(x) return -x end, { A }, -2, 2 },
+  { "abs", function(x) return x:abs() end, { A }, 0.1, 2 },
+  { "abs of negatives", function(x) return x:abs() end, { A }, -2, -0.1 },
+  { "square", function(x) return x:square() end, { A }, -2, 2 },
+  { "exp", function(x) return x:exp() end, { A }, -2, 2 },
+  { "expm1", function(x) return x:expm1() end, { A }, -2, 2 },
+  { "log", function(x) return x:log() end, { A }, 0.2, 3 },
+  { "log1p", function(x) return x:log1p() end, { A }, -0.8, 3 },
+  { "sqrt", function(x) return x:sqrt() end, { A }, 0.2, 3 },
+  { "rsqrt", function(x) return x:rsqrt() end, { A }, 0.2, 3 },
+  { "reciprocal", function(x) return x:reciprocal() end, { A }, 0.3, 3 },
+  { "sin", function(x) return x:sin() end, { A }, -3, 3 },
+  { "cos", function(x) return x:cos() end, { A }, -3, 3 },
+  { "tanh", function(x) return x:tanh() end, { A }, -2, 2 },
+  { "sigmoid", function(x) return x:sigmoid() end, { A }, -3, 3 },
+  { "softplus", function(x) return x:softplus() end, { A }, -3, 3 },
+  { "gelu", function(x) return x:gelu() end, { A }, -3, 3 },
+  { "erf", function(x) return x:erf() end, { A }, -2, 2 },
+  { "relu", function(x) return x:relu() end, { A }, 0.1, 2 },
+  { "relu of negatives", function(x) return x:relu() end, { A }, -2, -0.1 },
+  { "clamp", function(x) return x:clamp(-0.5, 0.7) end, { A }, -2, 2 },
+  { "floor is flat", function(x) return x:floor() * 1 end, { A }, 0.1, 0.9 },
+  { "x + y", function(x, y) return x + y end, { A, B }, -2, 2 },
+  { "x - y", function(x, y) return x - y end, { A, B }, -2, 2 },
+  { "x * y", function(x, y) return x * y end, { A, B }, -2, 2 },
+  { "x / y", function(x, y) return x / y end, { A, B }, 0.5, 2 },
+  { "x ^ y", function(x, y) return x ^ y end, { A, B }, 0.5, 2 },
+  { "numbers on either side", function(x) return 2 - x * 3 + 1 / x + x / 4 + 2 ^ x + x ^ 3 end, { A },
+    0.5, 2 },
+  { "broadcast x + y", function(x, y) return x + y end, { A, { 4 } }, -2, 2 },
+  { "broadcast x * y", function(x, y) return x * y end, { { 3, 1 }, { 1, 4 } }, -2, 2 },
+  { "minimum", function(x, y) return x:minimum(y) end, { A, B }, -2, 2 },
+  { "maximum", function(x, y) return x:maximum(y) end, { A, B }, -2, 2 },
+  { "where", function(x, y) return lunce.where(mask, x, y) end, { A, B }, -2, 2, fixed = true },
+  { "masked_fill", function(x) return x:masked_fill(mask, 3) end, { A }, -2, 2, fixed = true },
+  { "sum", function(x) return x:sum() end, { A }, -2, 2 },
+  { "sum(dim)", function(x) return x:sum(1) + x:sum(2, true):mean() end, { A }, -2, 2 },
+  { "sum of two dims", function(x) return x:sum{ 1, 3 } end, { { 2, 3, 4 } }, -2, 2 },
+  { "mean", function(x) return x:mean(2) end, { A }, -2, 2, empty = false },
+  { "prod", function(x) return x:prod(2) end, { A }, 0.5, 2 },
+  { "var", function(x) return x:var(2) end, { A }, -2, 2, empty = false, one = false },
+  { "std", function(x) return x:std(1) end, { A }, -2, 2, empty = false, one = false,
+    skip = { expanded = true } }, -- equal values: the root has no derivative at 0
+  { "min", function(x) return (x:min(2)) end, { A }, -2, 2, empty = false },
+  { "max", function(x) return (x:max(1)) end, { A }, -2, 2, empty = false,
+    skip = { expanded = true } }, -- ties
+  { "max of all", function(x) return x:max() end, { A }, -2, 2, empty = false,
+    skip = { expanded = true } },
+  { "logsumexp", function(x) return x:logsumexp(2) end, { A }, -2, 2 },
+  { "norm", function(x) return x:norm(2, 2) end, { A }, 0.5, 2 },
+  { "norm 1", function(x) return x:norm(1, 2) end, { A }, 0.5, 2 },
+  { "cumsum", function(x) return x:cumsum(2) end, { A }, -2, 2 },
+  { "sort", function(x) return (x:sort(2)) end, { A }, -2, 2 },
+  { "topk", function(x) return (x:topk(2, 2)) end, { A }, -2, 2, empty = false, one = false },
+  { "index_select", function(x) return x:index_select(2, labels) end, { A }, -2, 2, fixed = true },
+  { "gather", function(x) return x:gather(2, columns) end, { A }, -2, 2, fixed = true },
+  { "scatter_add", function(x, y) return x:scatter_add(2, columns, y) end, { A, { 3, 2 } }, -2, 2,
+    fixed = true },
+  { "cat", function(x, y) return lunce.cat({ x, y, x }, 1) end, { A, B }, -2, 2 },
+  { "stack", function(x, y) return lunce.stack({ x, y }, 2) end, { A, B }, -2, 2 },
+  { "reshape", function(x) return x:reshape(-1):sin() end, { A }, -2, 2, empty = false },
+  { "permute", function(x) return x:permute(3, 1, 2):sin() end, { { 2, 3, 4 } }, -2, 2 },
+  { "transpose", function(x) return x:transpose(1, 2):sin() end, { A }, -2, 2 },
+  { "select", function(x) return x:select(1, -1):sin() end, { A }, -2, 2, empty = false },
+  { "narrow", function(x) return x:narrow(2, 2, 2):sin() end, { A }, -2, 2, one = false,
+    empty = false },
+  { "indexing", function(x) return x[{ { 1, 2 }, -1 }] * 2 end, { A }, -2, 2, one = false,
+    empty = false },
+  { "expand", function(x) return x:unsqueeze(1):expand(2, -1, -1):sin() end, { A }, -2, 2 },
+  { "squeeze", function(x) return x:unsqueeze(2):squeeze(2):sin() end, { A }, -2, 2 },
+  { "flatten", function(x) return x:flatten(1, 2):sin() end, { { 2, 3, 4 } }, -2, 2 },
+  { "diagonal", function(x) return x:diagonal(1, 1, 2):sin() end, { A }, -2, 2 },
+  { "to float32 and back", function(x) return x:to("float64"):exp() end, { A }, -1, 1 },
+  { "clone", function(x) return x:clone():exp() end, { A }, -1, 1 },
+  { "matmul", function(x, y) return x:matmul(y) end, { { 3, 4 }, { 4, 2 } }, -2, 2 },
+  { "matmul of vectors", function(x, y) return x:matmul(y) end, { { 4 }, { 4 } }, -2, 2 },
+  { "matrix by vector", function(x, y) return x:matmul(y) end, { { 3, 4 }, { 4 } }, -2, 2 },
+  { "batched matmul", function(x, y) return x:matmul(y) end, { { 2, 3, 4 }, { 2, 4, 2 } }, -2, 2 },
+  { "batched matmul, broadcast", function(x, y) return x:matmul(y) end, { { 2, 3, 4 }, { 4, 2 } },
+    -2, 2 },
+  { "linear", function(x, w, b) return lunce.linear(x, w, b) end, { { 3, 4 }, { 2, 4 }, { 2 } }, -2,
+    2, one = false },
+  { "softmax", function(x) return x:softmax(2) end, { A }, -2, 2 },
+  { "log_softmax", function(x) return x:log_softmax(1) end, { A }, -2, 2 },
+  { "cross_entropy of classes", function(x)
+    return lunce.cross_entropy(x, labels, { label_smoothing = 0.1 })
+  end, { A }, -2, 2, fixed = true },
+  { "cross_entropy of soft targets", function(x)
+    return lunce.cross_entropy(x, lunce.full({ 3, 4 }, 0.25, { dtype = "float64" }))
+  end, { A }, -2, 2, fixed = true },
+  { "conv2d", function(x, w, b)
+    return lunce.conv2d(x, w, b, { stride = 2, padding = 1 })
+  end, { C4, { 4, 3, 3, 3 }, { 4 } }, -1, 1, one = false, empty = false },
+  { "conv2d, grouped and dilated", function(x, w)
+    return lunce.conv2d(x, w, nil, { groups = 2, dilation = 2 })
+  end, { { 1, 4, 5, 5 }, { 2, 2, 2, 2 } }, -1, 1, one = false, empty = false },
+  { "max_pool2d", function(x) return lunce.max_pool2d(x, 2, { stride = 1 }) end, { { 2, 2, 3, 4 } },
+    -2, 2, one = false, empty = false },
+  { "avg_pool2d", function(x) return lunce.avg_pool2d(x, 2, { padding = 1 }) end, { { 2, 2, 3, 4 } },
+    -2, 2, one = false, empty = false },
+  { "adaptive_avg_pool2d", function(x) return lunce.adaptive_avg_pool2d(x, 2) end,
+    { { 2, 2, 3, 5 } }, -2, 2, one = false, empty = false },
+  { "batch_norm", function(x, w, b)
+    return lunce.batch_norm(x, nil, nil, w, b, { training = true })
+  end, { { 4, 3, 2, 2 }, { 3 }, { 3 } }, 0.5, 2, one = false, empty = false,
+    skip = { expanded = true } }, -- equal rows: the variance is no more than rounding
+  { "layer_norm", function(x, w, b) return lunce.layer_norm(x, { 4 }, w, b) end,
+    { A, { 4 }, { 4 } }, 0.5, 2, one = false, empty = false },
+}
+
+local function messages(faults) return table.concat(faults, "\n") end
+
+describe("gradients in float64", function()
+  for _, row in ipairs(ROWS) do
+    local name, f, shapes, low, high = row[1], row[2], row[3], row[4], row[5]
+    it(name .. ": agrees with central differences in every layout", function()
+      assert.equal("", messages(gradcheck.all_layouts(f, shapes, low, high, row.skip)))
+    end)
+    if row.one ~= false and not row.fixed then
+      it(name .. ": of one element", function()
+        local ones = {}
+        for i, shape in ipairs(shapes) do
+          ones[i] = {}
+          for d = 1, #shape do ones[i][d] = 1 end
+        end
+        if name == "matmul of vectors" then ones = { { 1 }, { 1 } } end
+        assert.equal("", messages(gradcheck.all_layouts(f, ones, low, high, row.skip)))
+      end)
+    end
+    if row.empty ~= false and not row.fixed then
+      it(name .. ": of no elements", function()
+        local leaves = {}
+        for i, shape in ipairs(shapes) do
+          local empty = {}
+          for d = 1, #shape do empty[d] = shape[d] end
+          if #empty > 0 then empty[1] = name:find "matmul" and i == 2 and #empty < 3 and empty[1] or 0 end
+          if name == "matmul of vectors" then empty = { 0 } end
+          if name == "matrix by vector" and i == 2 then empty = { 4 } end
+          if name:find "broadcast x" and i == 2 and #empty < 2 then empty = { 4 } end
+          if name == "broadcast x * y" and i == 2 then empty = { 1, 4 } end
+          if name == "linear" and i > 1 then empty = shape end
+          leaves[i] = lunce.zeros(empty, { dtype = "float64" }):requires_grad_()
+        end
+        f(unpack(leaves)):sum():backward()
+        for _, leaf in ipairs(leaves) do assert.same(leaf.shape, leaf.grad.shape) end
+      end)
+    end
+    it(name .. ": float32 agrees with float64", function()
+      local in_64, in_32 = {}, {}
+      for i, shape in ipairs(shapes) do
+        in_64[i] = gradcheck.leaf_like(shape, 100 + i, low, high):to("float32"):to("float64")
+        in_32[i] = in_64[i]:to("float32"):requires_grad_()
+        in_64[i]:requires_grad_()
+      end
+      local y_64 = f(unpack(in_64))
+      if name == "cross_entropy of soft targets" then
+        return -- its targets are float64: mixing is tested apart
+      end
+      local y_32 = f(unpack(in_32))
+      y_64:sum():backward()
+      y_32:sum():backward()
+      -- float32 has a relative step of 6e-8; sums of tens of terms and steep functions lose two digits
+      local function close(a, b)
+        local difference = (a:to("float64") - b:to("float64")):abs()
+        assert.is_true(difference:le(b:to("float64"):abs() * 2e-5 + 2e-5):all():item())
+      end
+      close(y_32, y_64)
+      for i in ipairs(in_64) do close(in_32[i].grad, in_64[i].grad) end
+    end)
+  end
+end)
+
+local function integers(shape, seed)
+  return lunce.randint(-8, 8, shape, { seed = seed }):to("float32")
+end
+
+-- Sums of small integers are exact in float32 whatever their order, so there is no tolerance.
+describe("on integers, error 0:", function()
+  local function exact(a, b)
+    assert.same(b.shape, a.shape)
+    assert.is_true(a:to("float64"):eq(b:to("float64")):all():item())
+  end
+
+  it("matmul, float32 against int64, in odd sizes and layouts", function()
+    for i, size in ipairs{ { 1, 1, 1 }, { 3, 5, 7 }, { 17, 33, 9 }, { 64, 64, 64 }, { 130, 71, 129 } } do
+      local x, y = integers({ size[1], size[2] }, i), integers({ size[2], size[3] }, 50 + i)
+      local expected = x:to("int64"):matmul(y:to("int64"))
+      exact(x:matmul(y), expected)
+      exact(x:to("float64"):matmul(y:to("float64")), expected)
+      exact(x:t():contiguous():t():matmul(y:t():contiguous():t()), expected)
+    end
+  end)
+
+  it("conv2d, float32 against float64, strided, padded, dilated and grouped", function()
+    for _, o in ipairs{ { stride = 1, padding = 1 }, { stride = 2, padding = 0 },
+      { padding = 2, dilation = 2 }, { groups = 3, padding = 1 } } do
+      local x = integers({ 2, 6, 9, 11 }, 3)
+      local w = integers({ 12, 6 / (o.groups or 1), 3, 3 }, 4)
+      local x64, w64 = x:to("float64"):requires_grad_(), w:to("float64"):requires_grad_()
+      x:requires_grad_()
+      w:requires_grad_()
+      local y, y64 = lunce.conv2d(x, w, nil, o), lunce.conv2d(x64, w64, nil, o)
+      exact(y, y64)
+      y:sum():backward()
+      y64:sum():backward()
+      exact(x.grad, x64.grad)
+      exact(w.grad, w64.grad)
+    end
+  end)
+
+  it("sum, mean of powers of two, prod, min, max, cumsum against int64 and each other", function()
+    local x = integers({ 33, 64 }, 9)
+    exact(x:sum(), x:to("int64"):sum())
+    exact(x:sum(1), x:to("int64"):sum(1))
+    exact(x:sum(2), x:t():contiguous():sum(1))
+    exact(x:mean(2) * 64, x:sum(2))
+    exact(x:max(2), x:t():contiguous():max(1))
+    exact(x:min(1), -((-x):max(1)))
+    exact(x:cumsum(2):select(2, -1), x:sum(2))
+    exact(x:clamp(-1, 1):prod(2), x:to("int64"):clamp(-1, 1):prod(2))
+  end)
+
+  it("the same bits for teams of 1, 2, 3 and 5", function()
+    local before = lunce.threads()
+    local x = lunce.randn(300, 1001, { seed = 5 })
+    local first
+    for _, team in ipairs{ 1, 2, 3, 5 } do
+      lunce.threads(team)
+      local sums = lunce.cat({ x:sum(1), x:sum(2), x:sum():reshape(1), x:var(2), x:logsumexp(2) }, 1)
+      first = first or sums
+      assert.is_true(first:eq(sums):all():item())
+    end
+    lunce.threads(before)
+  end)
+end)
+
+describe("what does not fit is refused at the caller's line:", function()
+  local function refused(pattern, f, ...)
+    local ok, message = pcall(f, ...)
+    assert.is_false(ok)
+    assert.matches("ops_test.lua:%d+:", message)
+    assert.matches(pattern, message)
+  end
+
+  it("names the operator, what it got and what it takes", function()
+    local x, y = lunce.zeros(2, 3), lunce.zeros(4, 5)
+    refused("add.*%(2,3%).*%(4,5%)", function() local _ = x + y end)
+    refused("matmul.*%(2,3%).*%(4,5%)", function() x:matmul(y) end)
+    refused("reshape.*%(2,3%)", function() x:reshape(4, 2) end)
+    refused("select.*7", function() x:select(2, 7) end)
+    refused("dimension", function() x:sum(3) end)
+    refused("dtype", function() x:to("float31") end)
+    refused("index_select", function() x:index_select(2, lunce.tensor({ 9 }, { dtype = "int64" })) end)
+    refused("topk", function() x:topk(9, 2) end)
+    refused("conv2d", function() lunce.conv2d(x, y) end)
+    refused("cross_entropy", function() lunce.cross_entropy(x, lunce.tensor{ 1, 9 }:long()) end)
+    refused("unknown option", function() lunce.zeros(2, 2, { dtpe = "float32" }) end)
+    refused("cuda", function() x:to("cuda") end)
+    assert.equal(0, x:sum():item())
+  end)
+end)

@@ -1,0 +1,132 @@
+-- Runs test files, each in a process of its own, and prints the totals. Holds no tests. Invariant:
+-- a file that crashes, hangs or ends early counts as failed and is named; the last line is the sum.
+--
+--   ./lunce tests/run.lua [tests/tensor_test.lua ...]
+--   ./lunce -e 'jit.off()' tests/run.lua       options of the program reach the children
+--
+-- One file through busted itself: busted --lua=luajit tests/tensor_test.lua
+local SECONDS_PER_FILE = 400
+
+local function quote(s) return "'" .. s:gsub("'", [['\'']]) .. "'" end
+
+-- ---- The child: one file through busted ------------------------------------------------------
+
+-- busted's output: what failed, in full; what was skipped, with its reason; the counts.
+local function output_handler(options)
+  local busted = require "busted"
+  local handler = require "busted.outputHandlers.base"()
+  local counts = { passed = 0, failed = 0, skipped = 0 }
+
+  local function report(kind, t)
+    local message = t.message or "no reason given"
+    if type(message) ~= "string" then message = require "pl.pretty".write(message) end
+    local at = t.element and t.element.trace or t.trace or {}
+    print(("  %s: %s (%s:%s)\n    %s"):format(kind, t.name, at.short_src or "?",
+      at.currentline or "?", (message:gsub("\n", "\n    "))))
+    io.flush()
+  end
+
+  function handler.test_end(_, _, status)
+    if status == "success" then
+      counts.passed = counts.passed + 1
+    elseif status == "pending" then
+      counts.skipped = counts.skipped + 1
+      report("skipped", handler.pendings[#handler.pendings])
+    end
+    return nil, true
+  end
+
+  function handler.failed()
+    counts.failed = counts.failed + 1
+    report("failed", handler.failures[#handler.failures])
+    return nil, true
+  end
+
+  function handler.broke()
+    counts.failed = counts.failed + 1
+    report("error", handler.errors[#handler.errors])
+    return nil, true
+  end
+
+  function handler.suite_end()
+    print(("%d passed, %d failed, %d skipped"):format(counts.passed, counts.failed,
+      counts.skipped))
+    io.flush()
+    return nil, true
+  end
+
+  busted.subscribe({ "test", "end" }, handler.test_end, { predicate = handler.cancelOnPending })
+  busted.subscribe({ "failure" }, handler.failed)
+  busted.subscribe({ "error" }, handler.broke)
+  busted.subscribe({ "suite", "end" }, handler.suite_end)
+  handler.options = options
+  return handler
+end
+
+local function run_here(file)
+  package.preload["busted.outputHandlers.lunce"] = function() return output_handler end
+  rawset(_G, "arg", { "--output=lunce", "--lpath=", file, [0] = "busted" })
+  pcall(require "busted.runner", { standalone = false })
+end
+
+-- ---- The parent ------------------------------------------------------------------------------
+
+-- The program with its options, as this process was started, quoted for the shell.
+local function command()
+  local words, first = {}, 0
+  while arg[first - 1] do first = first - 1 end
+  for i = first, 0 do words[#words + 1] = quote(arg[i]) end
+  return table.concat(words, " ")
+end
+
+local function run_file(file)
+  local counts, status
+  -- timeout makes a process group, so that a hanging file ends with all it started, and hears of
+  -- Ctrl-C only through the trap.
+  local child = io.popen(("trap 'kill $p' INT; timeout -k 5 %d %s --here %s 2>&1 & p=$!; "
+    .. "wait $p; echo status $?"):format(SECONDS_PER_FILE, command(), quote(file)))
+  for line in child:lines() do
+    local passed, failed, skipped = line:match("^(%d+) passed, (%d+) failed, (%d+) skipped$")
+    status = tonumber(line:match("^status (%d+)$"))
+    if passed then
+      counts = { tonumber(passed), tonumber(failed), tonumber(skipped) }
+    elseif not status then
+      print(line)
+    end
+  end
+  child:close()
+  if not counts or status ~= (counts[2] > 0 and 1 or 0) then
+    counts = counts or { 0, 0, 0 }
+    counts[2] = counts[2] + 1
+    print(("  failed: %s ended with status %d%s"):format(file, status,
+      status == 124 and " (timed out)" or status > 128 and " (signal " .. status - 128 .. ")"
+      or ""))
+  end
+  return counts
+end
+
+local function all_files()
+  local files = {}
+  for file in io.popen("ls " .. quote(arg[0]:match("^(.*)/") or ".") .. "/*_test.lua"):lines() do
+    files[#files + 1] = file
+  end
+  return files
+end
+
+local function main(...)
+  if ... == "--here" then return run_here((select(2, ...))) end
+  local files, total = { ... }, { 0, 0, 0 }
+  if not files[1] then files = all_files() end
+  for _, file in ipairs(files) do
+    local start = os.time()
+    local counts = run_file(file)
+    for i = 1, 3 do total[i] = total[i] + counts[i] end
+    print(("%s: %d passed, %d failed, %d skipped, %d s"):format(file, counts[1], counts[2],
+      counts[3], os.time() - start))
+    io.flush()
+  end
+  print(("%d passed, %d failed, %d skipped"):format(unpack(total)))
+  os.exit(total[2] > 0 and 1 or 0)
+end
+
+main(...)
