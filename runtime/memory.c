@@ -72,6 +72,10 @@ static void flush_locked(int64_t keep) {
         }
 }
 
+__attribute__((destructor)) static void flush_at_unload(void) {
+    flush_locked(0);
+}
+
 /* A block of at least `bytes`, whose real size goes to *block_bytes; NULL when there is none. */
 static void *block_new(size_t bytes, size_t *block_bytes) {
     if (bytes > SIZE_MAX / 4) return NULL;
@@ -132,10 +136,13 @@ ln_status ln_storage_new(ln_storage **out, int device, size_t bytes, const char 
     pthread_mutex_lock(&host.lock);
     ln_status status = LN_OK;
     ln_storage *s = NULL;
-    size_t block_bytes;
+    size_t block_bytes = 0;
     bool injected = host.fail_after > 0 && --host.fail_after == 0;
-    int64_t room = host.count.hard_bytes - host.count.live_bytes - HEADER;
-    if (!injected && room > 0 && bytes <= (size_t)room) s = block_new(HEADER + bytes, &block_bytes);
+    int64_t room = host.count.hard_bytes - host.count.live_bytes;
+    if (!injected && bytes <= SIZE_MAX / 4) {
+        bin_of(HEADER + bytes, &block_bytes);
+        if (room > 0 && block_bytes <= (size_t)room) s = block_new(HEADER + bytes, &block_bytes);
+    }
     if (s == NULL) {
         status = refuse(bytes, what);
     } else {

@@ -36,7 +36,8 @@ local test = data.digits{ split = "test" }
 local test_x, test_y = pixels(test)
 local raw = {
   knn = eval.knn(train_x, train_y, test_x, test_y).recall[1],
-  linear = eval.linear_probe(train_x, train_y, test_x, test_y, { lr = 1e-2 }).test,
+  linear = eval.linear_probe(train_x, train_y, test_x, test_y,
+    { lr = 1e-3, standardise = true }).test,
 }
 
 -- The cosines of all pairs of test images' projections: what the losses call negatives.

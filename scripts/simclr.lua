@@ -124,9 +124,10 @@ end
 local x, y = features(train)
 local test_x, test_y = features(test)
 local knn = eval.knn(x, y, test_x, test_y).recall[1]
-local linear = eval.linear_probe(x, y, test_x, test_y, { lr = 1e-2, seed = args.seed }).test
-print(("simclr: loss=%s knn=%.4f linear=%.4f seconds=%.1f checkpoint=%s"):format(args.loss, knn,
-  linear, seconds, checkpoint))
+local linear = eval.linear_probe(x, y, test_x, test_y, { lr = 1e-3, standardise = true,
+  seed = args.seed }).test
+print(("simclr: loss=%s epochs=%d knn=%.4f linear=%.4f seconds=%.1f checkpoint=%s"):format(
+  args.loss, args.epochs, knn, linear, seconds, checkpoint))
 
 return { encoder = encoder, projector = projector, losses = losses, knn = knn, linear = linear,
   seconds = seconds, checkpoint = checkpoint }

@@ -173,6 +173,8 @@ describe("sets:", function()
     refuses(function() data.set(lunce.zeros(2, 1, 8, 8)) end, "float32; (N,C,H,W) uint8")
     refuses(function() data.set(all.images, all.labels[{ { 1, 2 } }]) end, "labels are (2) int64")
     refuses(function() data.set(nil) end, "argument 1 is nil")
+    local from_zero = lunce.arange(0, 2, 1, { dtype = "int64" })
+    refuses(function() data.set(all.images[{ { 1, 3 } }], from_zero) end, "count from 1")
   end)
 end)
 

@@ -107,6 +107,15 @@ describe("linear probe:", function()
     assert.is_true(eval.linear_probe(x, y, test_x, spoilt, o).test < 1)
   end)
 
+  it("standardised columns train a layer for columns as they were", function()
+    local o = { lr = 0.05, epochs = 20, standardise = true }
+    local function stretched(t) return t * lunce.tensor{ 1e-3, 1, 1e3 } + 5 end
+    local result = eval.linear_probe(stretched(x), y, stretched(test_x), test_y, o)
+    assert.equal(1, result.test)
+    local scores = lunce.linear(stretched(test_x), result.weight, result.bias)
+    assert.equal(130, scores:argmax(2):eq(test_y):sum():item())
+  end)
+
   it("no validation share, no validation figure", function()
     local o = { epochs = 1, validation = 0 }
     assert.is_nil(eval.linear_probe(x, y, test_x, test_y, o).validation)

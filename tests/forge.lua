@@ -24,6 +24,14 @@ function M.read(path)
   return content
 end
 
+--- The program that runs this, to run a script in a process of its own.
+function M.interpreter()
+  local link = io.popen "readlink /proc/$PPID/exe"
+  local path = link:read "*l"
+  link:close()
+  return path
+end
+
 --- n as an integer of `bytes` bytes, little-endian; big-endian from M.big.
 function M.little(n, bytes)
   local text = {}
@@ -77,7 +85,7 @@ end
 
 M.png_magic = "\137PNG\r\n\26\n"
 
---- An 8-bit PNG, its rows stored without compression. kind: 0 grey, 2 RGB, 4 grey and alpha, 6 RGBA.
+--- An 8-bit PNG, its rows stored without compression. kind: 0 grey, 2 RGB, 6 RGBA.
 function M.png(width, height, kind, pixels)
   local row, lines = #pixels / height, {}
   for y = 0, height - 1 do lines[y + 1] = "\0" .. pixels:sub(y * row + 1, (y + 1) * row) end

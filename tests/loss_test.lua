@@ -317,6 +317,26 @@ describe("limits:", function()
   end)
 end)
 
+describe("memory:", function()
+  it("a step in a scope leaves only the gradients", function()
+    local zi = lunce.randn(20, 8, { seed = 1 }):requires_grad_()
+    local zj, state = lunce.randn(20, 8, { seed = 2 }), loss.beta_state()
+    for _, name in ipairs{ "nt_xent", "weince", "weibit", "soft", "gate", "hard_select",
+      "soft_select", "top_m" } do
+      local o = name == "weince" and { beta = "anchor", state = state, top_softmax = 0.5 } or nil
+      local function step()
+        lunce.scope(function() (loss[name](zi, zj, o)):backward() end)
+      end
+      step()
+      collectgarbage()
+      local before = lunce.memory()
+      for _ = 1, 5 do step() end
+      assert.equal(before.live_bytes, lunce.memory().live_bytes, name)
+      assert.equal(before.tensors, lunce.memory().tensors, name)
+    end
+  end)
+end)
+
 describe("bad input:", function()
   local z = lunce.randn(4, 3, { seed = 1 })
   local line = debug.getinfo(1, "l").currentline + 2

@@ -36,22 +36,23 @@ describe("simclr:", function()
   it("the same seed gives the same losses and weights for every number of threads", function()
     local one
     for _, threads in ipairs{ 0, 1, 2, 5, 1 } do
-      local result = simclr("threads", "--epochs=2", "--threads=" .. threads)
+      local result = simclr("threads", "--size=8", "--epochs=2", "--threads=" .. threads)
       if one then
         assert.same(one.losses, result.losses)
         same_tensors(one.checkpoint, result.checkpoint)
       end
-      one = one or simclr("reference", "--epochs=2", "--threads=" .. threads)
+      one = one or simclr("reference", "--size=8", "--epochs=2", "--threads=" .. threads)
     end
   end)
 
   it("another seed gives other losses", function()
-    local one, two = simclr("a", "--epochs=1"), simclr("b", "--epochs=1", "--seed=8")
+    local one, two = simclr("a", "--size=8", "--epochs=1"),
+      simclr("b", "--size=8", "--epochs=1", "--seed=8")
     assert.are_not.equal(one.losses[1], two.losses[1])
   end)
 
   it("a resumed run ends in the bits of an uninterrupted one", function()
-    local o = { "--loss=weince", "--beta=batch" }
+    local o = { "--loss=weince", "--beta=batch", "--size=8" }
     local half = simclr("half", "--epochs=2", unpack(o))
     local resumed = simclr("resumed", "--epochs=4", "--resume=" .. half.checkpoint, unpack(o))
     local whole = simclr("whole", "--epochs=4", unpack(o))

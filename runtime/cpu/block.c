@@ -93,20 +93,17 @@ static void store_int64(void *y, const int64_t *x, int dtype, int64_t stride, in
     switch (dtype) { CONVERSIONS(STORE) }
 }
 
-/* y[begin..end) = y[0] */
-static void repeat(block_type type, void *y, int64_t begin, int64_t end) {
-    float *f = y;
-    double *d = y;
-    int64_t *l = y;
+/* y[begin..end) = *x */
+static void repeat(block_type type, void *y, const void *x, int64_t begin, int64_t end) {
     switch (type) {
     case BLOCK_FLOAT:
-        for (int64_t i = begin; i < end; i++) f[i] = f[0];
+        for (float *f = y, v = *(const float *)x; begin < end; begin++) f[begin] = v;
         break;
     case BLOCK_DOUBLE:
-        for (int64_t i = begin; i < end; i++) d[i] = d[0];
+        for (double *d = y, v = *(const double *)x; begin < end; begin++) d[begin] = v;
         break;
     case BLOCK_INT64:
-        for (int64_t i = begin; i < end; i++) l[i] = l[0];
+        for (int64_t *l = y, v = *(const int64_t *)x; begin < end; begin++) l[begin] = v;
         break;
     }
 }
@@ -119,7 +116,7 @@ void CPU(block_load)(block_type type, void *y, const void *x, int dtype, int64_t
     case BLOCK_DOUBLE: load_double(y, x, dtype, stride, loaded); break;
     case BLOCK_INT64: load_int64(y, x, dtype, stride, loaded); break;
     }
-    repeat(type, y, loaded, n);
+    repeat(type, y, y, loaded, n);
 }
 
 void CPU(block_store)(block_type type, void *y, const void *x, int dtype, int64_t stride,
@@ -277,7 +274,7 @@ static void *fetch(const walk *w, int k, int64_t start, int64_t n, char *buffer)
     if (o->direct && !o->stream && n % BLOCK_LANES == 0) return o->data + start * o->size;
     if (w->kernel->reads >> k & 1) {
         gather(w, o, start, n, buffer);
-        repeat(w->kernel->type, buffer, n, round_up(n)); /* no lane holds what o does not */
+        repeat(w->kernel->type, buffer, buffer, n, round_up(n)); /* no lane holds what o does not */
     }
     return buffer;
 }
@@ -340,9 +337,8 @@ static void run_few(const block_kernel *kernel, int n, const ln_tensor *const *o
         p[k] = buffers[k];
         if (!(kernel->reads >> k & 1)) continue;
         const char *x = operands[k]->data + (size_t)whole * size;
-        memcpy(buffers[k], x, size);
-        repeat(kernel->type, buffers[k], 0, BLOCK_LANES);
-        memcpy(buffers[k], x, rest);
+        repeat(kernel->type, buffers[k], x, 0, BLOCK_LANES);
+        if (rest > size) memcpy(buffers[k], x, rest);
     }
     kernel->body(p, BLOCK_LANES, whole, kernel->context);
     for (int k = 0; k < n; k++)

@@ -90,17 +90,18 @@ ln_status ln_threads_set(int n) {
 }
 
 /* The runtime makes its threads in the first parallel region, with the signal mask of the thread
- * that enters it: signals are blocked there once, so that only the program's own threads see them. */
+ * that enters it: signals are blocked there once, so that only the program's own threads see them.
+ * The count keeps the compiler from dropping the region as empty. */
 static void start_team(void) {
     static _Thread_local int started;
+    atomic_int present = 0;
     if (started >= team) return;
     started = team;
     sigset_t all, old;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
 #pragma omp parallel num_threads(team)
-    {
-    }
+    atomic_fetch_add(&present, 1);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
 }
 

@@ -28,11 +28,9 @@ typedef struct {
             p0[i] = (T)(expression);                                                               \
         }                                                                                          \
         break;
-/* clang-format off */
-#define X const T x = p1[i]; (void)x
-#define X_Y X; const T y = p2[i]
-#define X_Y_Z X_Y; const T z = p3[i]
-/* clang-format on */
+#define X const T x __attribute__((unused)) = p1[i]
+#define X_Y const T x = p1[i], y = p2[i]
+#define X_Y_Z const T x = p1[i], y = p2[i], z = p3[i]
 
 static void float_blocks(void *const *p, int64_t n, int64_t start, const void *context) {
     typedef float T;

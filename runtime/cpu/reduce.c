@@ -104,11 +104,10 @@ static int64_t block_columns(const reduction *r, int64_t index) {
 
 /* ---- Maps and folds of rows ---- */
 
-/* single: exponentials in float32. */
-static void apply_map(map_kind m, ln_cell *restrict x, const ln_cell *restrict centre, int64_t n,
+/* c: what the map takes of each element, or NULL; single: exponentials in float32. */
+static void apply_map(map_kind m, ln_cell *restrict x, const double *restrict c, int64_t n,
                       bool single) {
     double *f = &x->f;
-    const double *c = &centre->f;
     int64_t *whole = &x->i;
     switch (m) {
     case SAME: break;
@@ -246,7 +245,7 @@ static bool fold_floats(double *restrict a, const float *x, map_kind m, fold_kin
 }
 
 /* Folds a row into one result. centre: what the map takes, or NULL. */
-static void fold_row(double *a, const float *x, map_kind m, fold_kind f, const ln_cell *centre,
+static void fold_row(double *a, const float *x, map_kind m, fold_kind f, const double *centre,
                      int64_t n) {
     if (f == MAXIMUM) {
         double most = CPU(float_max)(x, n);
@@ -256,14 +255,14 @@ static void fold_row(double *a, const float *x, map_kind m, fold_kind f, const l
     } else if (m == SQUARE) {
         *a += CPU(float_squares)(x, n);
     } else {
-        *a += CPU(float_exp)(NULL, x, (float)centre->f, n);
+        *a += CPU(float_exp)(NULL, x, (float)*centre, n);
     }
 }
 
 /* ---- Reducing a chunk ---- */
 
 /* Repeats the first n cells of a row up to `all`. */
-static void repeat(ln_cell *row, int64_t n, int64_t all) {
+static void repeat(double *row, int64_t n, int64_t all) {
     for (int64_t have = n, more; have < all; have += more) {
         more = smaller(have, all - have);
         memcpy(row + have, row, (size_t)more * sizeof *row);
@@ -288,7 +287,7 @@ static bool folds_rows(const reduction *r, map_kind m, fold_kind f) {
  * none, holds a value for each column and has room for ROW. Returns the number of elements in each
  * result. */
 static int64_t scan(const reduction *r, ln_cell *result, const block *b, map_kind m, fold_kind f,
-                    ln_cell *centre) {
+                    double *centre) {
     ln_cell row[ROW], lanes[ROW];
     int64_t columns = b->columns, count = 0;
     bool direct = folds_rows(r, m, f), packed = is_packed_float(r);
@@ -348,17 +347,17 @@ static double shift_of(double maximum) {
 }
 
 static void reduce_chunk(const reduction *r, state *s, const block *b) {
-    ln_cell centre[ROW];
+    double centre[ROW];
     if (r->at != NULL) {
         scan_extremes(r, s, b);
         return;
     }
     s->count = scan(r, s->value, b, r->map, r->fold, NULL);
     if (r->op == LN_VAR) {
-        for (int64_t i = 0; i < b->columns; i++) centre[i].f = s->value[i].f / (double)s->count;
+        for (int64_t i = 0; i < b->columns; i++) centre[i] = s->value[i].f / (double)s->count;
         scan(r, s->other, b, DEVIATION, ADD, centre);
     } else if (r->op == LN_LOGSUMEXP) {
-        for (int64_t i = 0; i < b->columns; i++) centre[i].f = shift_of(s->value[i].f);
+        for (int64_t i = 0; i < b->columns; i++) centre[i] = shift_of(s->value[i].f);
         scan(r, s->other, b, EXPONENTIAL, ADD, centre);
     }
 }

@@ -37,6 +37,9 @@ typedef struct {
 /* dst (channels,height,width) = the box of src, resampled. The box lies inside src. */
 ln_status ln_resize(float *dst, int64_t height, int64_t width, const ln_image *src, ln_box box,
                     int filter, ln_workspace *w);
+/* dst[x] = the sum over k < taps of weight[k] * src[k * stride + x], for x < n. */
+void ln_weighted_sum(float *dst, const float *src, int64_t stride, const float *weight,
+                     int64_t taps, int64_t n);
 /* dst[i] = src[i] / 255, as torchvision's to_tensor. */
 void ln_bytes_to_float(float *dst, const unsigned char *src, int64_t n);
 

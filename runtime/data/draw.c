@@ -90,20 +90,16 @@ static bool changes_size(int op) {
 
 /* From the size before a step to the size after it. */
 static void step_size(const ln_transform *s, int64_t *height, int64_t *width) {
-    int64_t h = *height, w = *width, side = (int64_t)s->a[0];
-    if (s->op == LN_CROP) {
-        *height = (int64_t)s->a[4];
-        *width = (int64_t)s->a[5];
-    } else if (s->op == LN_RANDOM_RESIZED_CROP || s->op == LN_CENTER_CROP) {
-        *height = side;
-        *width = (int64_t)s->a[1];
-    } else if (s->op == LN_RESIZE && side == 0) {
-        *height = (int64_t)s->a[1];
-        *width = (int64_t)s->a[2];
-    } else if (s->op == LN_RESIZE) {
+    if (!changes_size(s->op)) return;
+    if (s->op == LN_RESIZE && s->a[0] > 0) {
+        int64_t h = *height, w = *width, side = (int64_t)s->a[0];
         *height = h <= w ? side : side * h / w;
         *width = w <= h ? side : side * w / h;
+        return;
     }
+    const double *size = s->a + (s->op == LN_CROP ? 4 : s->op == LN_RESIZE ? 1 : 0);
+    *height = (int64_t)size[0];
+    *width = (int64_t)size[1];
 }
 
 ln_status ln_steps_check(const ln_transform *steps, int n, int64_t channels, int64_t *height,

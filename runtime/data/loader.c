@@ -175,20 +175,18 @@ static void stop_threads(ln_loader *l) {
     l->running = 0;
 }
 
-/* Live loaders, so that exit can stop threads that would outlive the memory they use. */
+/* Live loaders, so that their threads can be stopped before the library goes. */
 static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER;
 static ln_loader *list;
 
-static void stop_all(void) {
+__attribute__((destructor)) static void stop_all(void) {
     pthread_mutex_lock(&list_lock);
     for (ln_loader *l = list; l != NULL; l = l->next) stop_threads(l);
     pthread_mutex_unlock(&list_lock);
 }
 
 static void list_add(ln_loader *l) {
-    static bool registered;
     pthread_mutex_lock(&list_lock);
-    if (!registered) registered = atexit(stop_all) == 0;
     l->next = list;
     list = l;
     pthread_mutex_unlock(&list_lock);

@@ -86,13 +86,28 @@ static void filter_rows(float *rows, float *row, const ln_image *src, int64_t ch
     }
 }
 
-LN_CLONES static void filter_columns(float *restrict dst, const float *restrict rows,
-                                     const axis *lines, int64_t width) {
-    for (int64_t y = 0; y < lines->out; y++, dst += width) {
-        const float *w = lines->weight + y * lines->taps, *in = rows + lines->first[y] * width;
-        for (int64_t x = 0; x < width; x++) dst[x] = w[0] * in[x];
-        for (int64_t k = 1; k < lines->taps; k++)
-            for (int64_t x = 0; x < width; x++) dst[x] += w[k] * in[k * width + x];
+/* Eight floats anywhere in memory. Two registers where the processor has no such wide ones. */
+typedef float lanes __attribute__((vector_size(32), aligned(4), may_alias));
+
+/* `count` lanes of a weighted sum at once: a constant, so that the sums stay in registers. */
+static inline __attribute__((always_inline)) void weigh(float *dst, const float *src,
+                                                        int64_t stride, const float *weight,
+                                                        int64_t taps, const int count) {
+    lanes sum[4] = {{0}};
+    for (int64_t k = 0; k < taps; k++, src += stride)
+        for (int i = 0; i < count; i++) sum[i] += weight[k] * ((const lanes *)src)[i];
+    for (int i = 0; i < count; i++) ((lanes *)dst)[i] = sum[i];
+}
+
+LN_CLONES void ln_weighted_sum(float *dst, const float *src, int64_t stride, const float *weight,
+                               int64_t taps, int64_t n) {
+    int64_t x = 0;
+    for (; x + 32 <= n; x += 32) weigh(dst + x, src + x, stride, weight, taps, 4);
+    for (; x + 8 <= n; x += 8) weigh(dst + x, src + x, stride, weight, taps, 1);
+    for (; x < n; x++) {
+        float sum = 0;
+        for (int64_t k = 0; k < taps; k++) sum += weight[k] * src[k * stride + x];
+        dst[x] = sum;
     }
 }
 
@@ -113,7 +128,9 @@ ln_status ln_resize(float *dst, int64_t height, int64_t width, const ln_image *s
     fill_axis(&columns, box.width, filter);
     for (int64_t c = 0; c < src->channels; c++) {
         filter_rows(rows, rows + box.height * width, src, c, box, &columns);
-        filter_columns(dst + c * height * width, rows, &lines, width);
+        for (int64_t y = 0; y < height; y++, dst += width)
+            ln_weighted_sum(dst, rows + lines.first[y] * width, width,
+                            lines.weight + y * lines.taps, lines.taps, width);
     }
     return LN_OK;
 }

@@ -47,7 +47,7 @@ function M.load(images_path, labels_path)
     raise("'%s' has %d labels where '%s' has %d images", labels_path, labels.shape[1], images_path,
       images.shape[1])
   end
-  labels = labels:to("int64") + 1
+  labels = labels:to("int64"):add_(1)
   return data.set(images, labels, names_of(labels))
 end
 

@@ -7,7 +7,7 @@ local lib = require "lunce.ffi"
 local tensor = require "lunce.tensor"
 local augment = require "lunce.augment"
 local files = require "lunce.io"
-local random = require "lunce.ops.create"
+local create = require "lunce.ops.create"
 local option = require "lunce.options"
 
 local C, raise, call = lib.C, lib.raise, lib.call
@@ -41,6 +41,9 @@ function M.set(images, labels, class_names)
       raise("data.set: labels are (%s) %s; (%d) int64 is taken", table.concat(labels.shape, ","),
         labels.dtype, images.shape[1])
     end
+    if labels.shape[1] > 0 and labels:min():item() < 1 then
+      raise("data.set: a label is %d; labels count from 1", labels:min():item())
+    end
   end
   return setmetatable({ images = images, labels = labels, class_names = class_names }, Set)
 end
@@ -59,7 +62,7 @@ function Set:subset(indices)
     if type(indices) ~= "table" then
       raise("set:subset: %s; a list of positions is taken", describe(indices))
     end
-    indices = random.tensor(indices, { dtype = "int64" })
+    indices = create.tensor(indices, { dtype = "int64" })
   end
   local labels = self.labels and self.labels:index_select(1, indices)
   return M.set(self.images:index_select(1, indices), labels, self.class_names)
@@ -78,7 +81,7 @@ function Set:split(fraction, seed)
   tensor.need_integer(seed, "set:split", "seed")
   local N = self:size()
   local labels = self.labels and self.labels:tolist() or {}
-  local order = random.randperm(N, { seed = seed }):tolist()
+  local order = create.randperm(N, { seed = seed }):tolist()
   local totals, taken, first = {}, {}, {}
   for i = 1, N do
     local class = labels[i] or 1

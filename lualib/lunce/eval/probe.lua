@@ -1,13 +1,13 @@
 -- The linear probe: a linear classifier trained on frozen features. Holds no state. Invariant: the
--- result is a function of the features, the options and the seed alone; features are used as given,
--- without standardisation.
+-- result is a function of the features, the options and the seed alone; features are used as given
+-- unless the options ask for standardised ones.
 local lunce = require "lunce"
 local optim = require "lunce.optim"
 local options = require("lunce.options").options
 local raise = require("lunce.ffi").raise
 
 local DEFAULTS = { lr = 3e-4, batch = 256, epochs = 100, weight_decay = 0, validation = 0.1,
-  drop_last = false, seed = 1 }
+  drop_last = false, standardise = false, seed = 1 }
 
 local function check(x, y, name, width)
   if not lunce.is_tensor(x) or not lunce.is_tensor(y) or #x.shape ~= 2 or #y.shape ~= 1
@@ -33,7 +33,20 @@ local function classifier(D, classes, dtype, seed)
   return uniform(WEIGHTS, classes, D), uniform(BIAS, classes)
 end
 
-local function train(w, b, x, y, o)
+-- Trains on standardised columns, and gives the layer that does the same to columns as they were.
+local function on_standardised(x, fit)
+  local mean = x:mean(1)
+  -- A dead column has no deviation; any scale keeps it at zero.
+  local deviation = x:std(1):clamp(1e-6, math.huge)
+  local w, b = fit((x - mean) / deviation)
+  return lunce.no_grad(function()
+    w = w / deviation
+    return w, b - (w * mean):sum(2)
+  end)
+end
+
+local function train(x, y, classes, o)
+  local w, b = classifier(x.shape[2], classes, x.dtype, o.seed)
   local optimiser = optim.Adam({ w, b }, { lr = o.lr, weight_decay = o.weight_decay })
   local N = x.shape[1]
   for epoch = 1, o.epochs do
@@ -48,6 +61,7 @@ local function train(w, b, x, y, o)
       end)
     end
   end
+  return w, b
 end
 
 local function accuracy(w, b, x, y, o)
@@ -67,7 +81,8 @@ end
 ---@param test_y Tensor (T) int64
 ---@param given table|nil lr (3e-4), batch (256), epochs (100), weight_decay (0), seed (1);
 ---  validation (0.1): the share of the training samples held out; drop_last (false): leaves the
----  last partial batch out of the test and validation samples, as the released code of WEINCE does
+---  last partial batch out of the test and validation samples, as the released code of WEINCE does;
+---  standardise (false): trains on columns of mean 0 and deviation 1
 ---@return table result test, validation (accuracies; nil without samples), weight (classes,D), bias
 return function(x, y, test_x, test_y, given)
   local o = options(given, DEFAULTS, "eval.linear_probe")
@@ -81,9 +96,15 @@ return function(x, y, test_x, test_y, given)
   if N - held < 1 then raise("eval.linear_probe: no samples are left to train on") end
   local order = lunce.randperm(N, { seed = o.seed, stream = SPLIT })
   local fit, rest = order:narrow(1, held + 1, N - held), order:narrow(1, 1, held)
+  local fit_x, fit_y = x:detach():index_select(1, fit), y:index_select(1, fit)
   local classes = y:max():item()
-  local w, b = classifier(x.shape[2], classes, x.dtype, o.seed)
-  train(w, b, x:detach():index_select(1, fit), y:index_select(1, fit), o)
+  local function layer(columns) return train(columns, fit_y, classes, o) end
+  local w, b
+  if o.standardise then
+    w, b = on_standardised(fit_x, layer)
+  else
+    w, b = layer(fit_x)
+  end
   return { weight = w, bias = b, test = accuracy(w, b, test_x, test_y, o),
     validation = accuracy(w, b, x:index_select(1, rest), y:index_select(1, rest), o) }
 end

@@ -89,6 +89,11 @@ end
 
 function Reader:string()
   self:expect '"'
+  local plain = self.text:match('^([^%z\1-\31"\\]*)"', self.pos)
+  if plain then
+    self.pos = self.pos + #plain + 1
+    return plain
+  end
   local pieces = {}
   while true do
     local stop = self.text:find('[%z\1-\31"\\]', self.pos)

@@ -45,11 +45,19 @@ function M.with_created(path, what, fn)
   end)
 end
 
---- n bytes of an opened file from offset on, as a string.
-function M.bytes(file, offset, n)
+local function copy(file, offset, n)
   local buffer = ffi.new("char[?]", n)
   check(C.ln_file_read(buffer, file, offset, n))
   return ffi.string(buffer, n)
+end
+
+local LARGE = 2 ^ 20
+
+--- n bytes of an opened file from offset on, as a string.
+function M.bytes(file, offset, n)
+  local text = copy(file, offset, n)
+  if n > LARGE then collectgarbage() end -- the buffer goes before more is made of its copy
+  return text
 end
 
 --- The bytes of a file; nil and a message where there is no such file.

@@ -17,7 +17,7 @@ local DEFAULTS = { tau = false, margin = 2, kappa_rho = 10, kappa_aic = 1, q = 0
 ---  evidence: "both" factors of lambda, or "rho" or "aic" alone;
 ---  beta: 1 (the released code), a number, a tensor of one element, "anchor" (each anchor's fitted
 ---  shape, shrunk towards beta_t with weight shrink_c, ignoring fits of R2 < r2_min) or "batch"
----  (beta_t itself); state: a loss.beta_state, which gives beta_t and is updated by this batch;
+---  (beta_t itself); state: a loss.beta_state that gives beta_t, brought up to date by these two;
 ---  top_weibit, top_softmax: weights of Weibit (beta_t) and softmax terms over the positive and the
 ---  top_m hardest negatives (0.5 each in the released runs)
 ---@return Tensor scalar
