@@ -1,7 +1,7 @@
-/* The program's C half: a Lua state, the way to lualib, protected calls and Ctrl-C. What the command
- * line and the prompt mean is Lua (lualib/lunce/repl). Invariants: user code runs only inside
- * protected_call, which alone clears an interrupt; so no pcall of the user's can lose one. Only the
- * main thread touches the Lua state, signal handlers included. */
+/* The program's C half: a Lua state, the way to lualib, protected calls and Ctrl-C. What the
+ * command line and the prompt mean is Lua (lualib/lunce/repl). Invariants: user code runs only
+ * inside protected_call, which alone clears an interrupt, so no pcall of the user's can lose one;
+ * only the main thread touches the Lua state, signal handlers included. */
 #include <lauxlib.h>
 #include <limits.h>
 #include <lua.h>

@@ -90,7 +90,8 @@ static int edit(lua_State *L) {
     return 2;
 }
 
-/* Appends the entry to the file by a history of its own: libedit's H_NSAVE_FP writes one too many. */
+/* Appends the entry to the file by a history of its own, because libedit's H_NSAVE_FP writes one
+ * entry too many. */
 static void append_to_file(const char *entry) {
     HistEvent event;
     History *one = history_init();

@@ -15,7 +15,7 @@ local args = lunce.args({ out = "build/demo", epochs = 60, seed = 7, threads = 1
 
 local LEAST = { linear = 0.94, knn = 0.93 }
 local NAMES = { untrained = "untrained encoder", nt_xent = "NT-Xent", weince = "WEINCE" }
-local ORDER = { "nt_xent", "weince", "untrained" }
+local TRAINED, ALL = { "nt_xent", "weince" }, { "untrained", "nt_xent", "weince" }
 
 local start = progress.clock()
 local simclr = assert(loadfile((arg[0]:match "^(.*/)" or "") .. "simclr.lua"))
@@ -27,7 +27,7 @@ local function train(name)
 end
 
 local results = {}
-for _, name in ipairs(ORDER) do results[name] = train(name) end
+for _, name in ipairs(ALL) do results[name] = train(name) end
 
 local function pixels(set) return set.images:to("float32"):flatten(2) / 255, set.labels end
 
@@ -51,21 +51,20 @@ local function negative_cosines(result)
 end
 
 local curves, histograms = {}, {}
-for i, name in ipairs(ORDER) do
-  if name ~= "untrained" then
-    curves[#curves + 1] = { name = NAMES[name], y = results[name].losses }
-  end
+for i, name in ipairs(TRAINED) do
+  curves[i] = { name = NAMES[name], y = results[name].losses }
   histograms[i] = { name = NAMES[name], values = negative_cosines(results[name]) }
 end
 for _, kind in ipairs{ ".svg", ".png" } do
   assert(plot.lines(args.out .. "/loss" .. kind, curves,
     { title = "Training loss on the digits", x = "epoch", y = "loss" }))
   assert(plot.histogram(args.out .. "/negative-cosines" .. kind, histograms,
-    { title = "Cosines between test images", x = "cosine", y = "density", range = { -1, 1 } }))
+    { title = "Projections of different test images", x = "cosine", y = "density",
+      range = { -1, 1 }, bins = 100 }))
 end
 
 local rows = { { "raw pixels", raw.knn, raw.linear, false } }
-for _, name in ipairs{ "untrained", "nt_xent", "weince" } do
+for _, name in ipairs(ALL) do
   local r = results[name]
   rows[#rows + 1] = { NAMES[name], r.knn, r.linear,
     name ~= "untrained" and ("%.1f"):format(r.seconds) }
@@ -74,7 +73,7 @@ print("\n" .. eval.table({ "representation", "kNN@1", "linear", "seconds" }, row
 print("checkpoints and figures are in " .. args.out)
 
 local passed = true
-for _, name in ipairs{ "nt_xent", "weince" } do
+for _, name in ipairs(TRAINED) do
   for figure, least in pairs(LEAST) do
     local value = results[name][figure]
     passed = passed and value >= least and value > results.untrained[figure]

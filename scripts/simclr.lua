@@ -1,8 +1,9 @@
 -- SimCLR on the shipped digits: trains a small convolutional encoder on two augmented views of each
--- image, saves it, and measures it frozen. About 20 seconds on two cores:
+-- image, saves it, and measures it frozen. Half a minute on two cores:
 --
 --   ./lunce scripts/simclr.lua --loss=weince --out=runs/weince
 --
+-- ends with knn and linear near 0.96 (nt_xent: 0.97; an untrained encoder, --epochs=0: 0.93).
 -- --resume=<checkpoint> goes on to the same bits as a run that was not interrupted.
 local lunce = require "lunce"
 local progress = require "lunce.progress"
@@ -83,18 +84,21 @@ local function forward(batch)
   return (criterion(z:narrow(1, 1, B), z:narrow(1, B + 1, B)))
 end
 
--- One update; gives the loss. One that is not finite is computed again with every operator watched,
--- which raises an error that names the first to produce such a value.
+local function finite(x) return x == x and math.abs(x) < math.huge end
+
+-- One update; gives the loss. Where it or its gradient is not finite, the step is made again with
+-- every operator watched, which raises an error that names the first to produce such a value.
 local function step(batch)
   optimiser:zero_grad()
   local value = forward(batch)
+  value:backward()
   local number = value:item()
-  if number ~= number or math.abs(number) == math.huge then
+  local norm = optim.clip_grad_norm(parameters, math.huge, { error_if_nonfinite = false })
+  if not finite(number) or not finite(norm) then
     lunce.detect_anomaly(true)
     forward(batch):backward()
-    error("the loss is " .. number, 0)
+    error(("simclr: the loss is %g and its gradient's norm %g"):format(number, norm), 0)
   end
-  value:backward()
   optimiser:step()
   return number
 end

@@ -121,11 +121,13 @@ describe("program:", function()
     it("finds lualib beside itself, installed and from any folder", function()
       for _, place in ipairs{ { "lunce", "lualib" }, { "bin/lunce", "share/lunce/lualib" },
         { "build/lunce", "lualib" } } do
-        local root = folder .. "/root"
-        local out, err = shell(([[mkdir -p %s/bin %s/build %s/share/lunce && cp -L %s %s/%s &&
-          cp -R lualib %s/%s && cd / && ln -s %s/%s %s/link &&
-          LD_LIBRARY_PATH=$OLDPWD/lib %s/link -e 'print(package.path)'; rm -rf %s %s/link]]):format(root, root, root, PROGRAM,
-          root, place[1], root, place[2], root, place[1], folder, folder, root, folder))
+        local root, link = folder .. "/root", folder .. "/link"
+        local command = [[mkdir -p ROOT/bin ROOT/build ROOT/share/lunce &&
+          cp -L LUNCE ROOT/BINARY &&
+          cp -R lualib ROOT/LUALIB && cd / && ln -s ROOT/BINARY LINK &&
+          LD_LIBRARY_PATH=$OLDPWD/lib LINK -e 'print(package.path)'; rm -r ROOT LINK]]
+        local out, err = shell((command:gsub("%f[%u]%u%u+%f[^%u]", { ROOT = root, LINK = link,
+          LUNCE = PROGRAM, BINARY = place[1], LUALIB = place[2] })))
         assert.equal("", err)
         assert.equal(root .. "/" .. place[2] .. "/?.lua", out:match("^[^;]*"))
       end
@@ -134,7 +136,8 @@ describe("program:", function()
 
   describe("a failing script", function()
     it("says where, gives a traceback and status 1", function()
-      local script = write("fails.lua", "local function f()\n  error 'boom'\nend\nprint 'so far'\nf()")
+      local script = write("fails.lua",
+        "local function f()\n  error 'boom'\nend\nprint 'so far'\nf()")
       local out, err, status = lunce(script)
       assert.equal("so far\n", out)
       assert.equal(("lunce: %s:2: boom\nstack traceback:\n\t[C]: in function 'error'\n"
@@ -201,7 +204,8 @@ describe("program:", function()
 
   describe("Ctrl-C", function()
     it("stops Lua code with status 130", function()
-      local _, err, status = interrupt("jit.off() print 'ready' io.stdout:flush() while true do end")
+      local _, err, status = interrupt [[
+        jit.off() print "ready" io.stdout:flush() while true do end]]
       assert.matches("^lunce: interrupted\nstack traceback:", err)
       assert.equal(130, status)
     end)

@@ -5,7 +5,7 @@
 --   ./lunce -e 'jit.off()' tests/run.lua       options of the program reach the children
 --
 -- One file through busted itself: busted --lua=luajit tests/tensor_test.lua
-local SECONDS_PER_FILE = 400
+local SECONDS = tonumber(os.getenv "LUNCE_TEST_SECONDS" or 400) -- given to a file
 
 local function quote(s) return "'" .. s:gsub("'", [['\'']]) .. "'" end
 
@@ -84,7 +84,7 @@ local function run_file(file)
   -- timeout makes a process group, so that a hanging file ends with all it started, and hears of
   -- Ctrl-C only through the trap.
   local child = io.popen(("trap 'kill $p' INT; timeout -k 5 %d %s --here %s 2>&1 & p=$!; "
-    .. "wait $p; echo status $?"):format(SECONDS_PER_FILE, command(), quote(file)))
+    .. "wait $p; echo status $?"):format(SECONDS, command(), quote(file)))
   for line in child:lines() do
     local passed, failed, skipped = line:match("^(%d+) passed, (%d+) failed, (%d+) skipped$")
     status = tonumber(line:match("^status (%d+)$"))
