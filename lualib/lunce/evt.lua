@@ -45,7 +45,7 @@ end
 --- With F_r = r/(k+1), x = log d_r, after the first max(1, floor(k/20)) points: Weibull
 --- log F = slope x + c, Gumbel log(-log F) = slope x + c;
 --- dAIC = n (log(SSE_G/n) - log(SSE_W/n)), positive in favour of the Weibull tail.
----@param shortfalls Tensor (R,k) or (k), ascending
+---@param shortfalls lunce.Tensor (R,k) or (k), ascending
 ---@return table fit beta_hat, r2, delta_aic: (R) float64; k, n: points given and used
 function M.fit(shortfalls)
   local d = shortfalls:detach():to("float64")
@@ -70,9 +70,9 @@ function M.fit(shortfalls)
 end
 
 --- The value at the nearest rank of quantile q: position round(q (R-1)) + 1 of the sorted values.
----@param values Tensor (R)
+---@param values lunce.Tensor (R)
 ---@param q number 0 to 1
----@return Tensor scalar
+---@return lunce.Tensor scalar
 function M.quantile(values, q)
   if not (q >= 0 and q <= 1) then raise("evt.quantile: q is %g; 0 to 1 is taken", q) end
   local sorted = values:detach():sort(1)
@@ -80,18 +80,18 @@ function M.quantile(values, q)
 end
 
 --- Evidence that a row's nearest candidate is extreme: sigmoid(kappa (log rho0 - log rho)).
----@param rho Tensor (R) least shortfalls
----@param rho0 Tensor|number
+---@param rho lunce.Tensor (R) least shortfalls
+---@param rho0 lunce.Tensor|number
 ---@param kappa number
----@return Tensor (R)
+---@return lunce.Tensor (R)
 function M.rho_gate(rho, rho0, kappa)
   local log_rho0 = type(rho0) == "number" and math.log(rho0) or rho0:log()
   return (kappa * (log_rho0 - rho:log())):sigmoid()
 end
 
 --- Evidence that a row's tail is Weibull: sigmoid(kappa (dAIC - margin)).
----@param delta_aic Tensor (R)
----@return Tensor (R)
+---@param delta_aic lunce.Tensor (R)
+---@return lunce.Tensor (R)
 function M.aic_gate(delta_aic, margin, kappa)
   return (kappa * (delta_aic - margin)):sigmoid()
 end
@@ -102,7 +102,7 @@ local SHRINK = { beta_t = 4, c = 100, r2_min = 0.2, lo = 0.5, hi = 16 }
 --- [lo, hi], w = n R2 / (n R2 + c), and w = 0 where R2 < r2_min or there is no positive shape.
 ---@param fit table as evt.fit gives
 ---@param given table|nil beta_t, c, r2_min, lo, hi
----@return Tensor (R) float64
+---@return lunce.Tensor (R) float64
 function M.shrink(fit, given)
   local o = options(given, SHRINK, "evt.shrink")
   local evidence = fit.n * fit.r2
@@ -111,15 +111,17 @@ function M.shrink(fit, given)
   return (w * fit.beta_hat + (1 - w) * o.beta_t):clamp(o.lo, o.hi)
 end
 
+---@class lunce.MovingBeta
+---@field beta number the shape
+---@field fitted boolean whether a trusted fit has been seen
 local Moving = { __name = "moving shape" }
 Moving.__index = Moving
 
 local MOVING = { beta = 4, momentum = 0.9, lo = 0.5, hi = 16, r2_min = 0.85 }
 
 --- The moving Weibull shape beta_t of a training run: state that its checkpoint must hold.
---- Fields: `beta`, the shape, and `fitted`, whether a trusted fit has been seen.
 ---@param given table|nil beta (the start), momentum, lo, hi, r2_min
----@return table
+---@return lunce.MovingBeta
 function M.moving_beta(given)
   local o = options(given, MOVING, "evt.moving_beta")
   return setmetatable({ beta = o.beta, fitted = false, rule = o }, Moving)
@@ -139,7 +141,7 @@ function Moving:update(fit)
 end
 
 --- The state as a float64 tensor (2): beta, and 1 once a trusted fit has been seen.
----@return table<string, Tensor>
+---@return table<string, lunce.Tensor>
 function Moving:state_dict()
   return { beta = lunce.tensor({ self.beta, self.fitted and 1 or 0 }, { dtype = "float64" }) }
 end
@@ -183,7 +185,7 @@ local function maximise(f, lo, hi)
 end
 
 --- The generalised Pareto law of excesses over a threshold, by maximum likelihood with xi >= -1.
----@param excesses Tensor (n) positive
+---@param excesses lunce.Tensor (n) positive
 ---@return table fit xi (shape: below 0 the tail has an end, 0 is exponential), sigma, loglik
 function M.gpd_fit(excesses)
   local x = excesses:detach():to("float64")

@@ -46,7 +46,7 @@ for name, number_form in pairs(COMPARISON) do
 end
 
 --- x kept within [lo, hi]; the gradient outside is zero. Either bound may be nil.
----@param x Tensor|number
+---@param x lunce.Tensor|number
 ---@param lo number|nil
 ---@param hi number|nil
 function M.clamp(x, lo, hi)

@@ -169,6 +169,10 @@ static void apply_body(void *context, int64_t item, int member) {
         spread(&s, l.value[p], channels[p]);
         for (int64_t i = 0; i < s.lanes; i++) l.single[p][i] = (float)l.value[p][i];
     }
+    for (int64_t i = 0; i < s.lanes; i++) { /* what the mean's rounding took goes to the shift */
+        double lost = l.value[MEAN][i] - l.single[MEAN][i];
+        l.single[SHIFT][i] = (float)(l.value[SHIFT][i] - lost * l.value[SCALE][i]);
+    }
     for (int64_t n = s.from; n < s.to; n++)
         for (int64_t piece = 0; piece < b->pieces; piece++) {
             int64_t count, offset = row_of(b, &s, n, piece, &count);

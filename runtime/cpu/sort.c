@@ -182,7 +182,7 @@ ln_status CPU(topk)(ln_tensor *values, ln_tensor *indices, const ln_tensor *x, i
     s.scratch_entries = s.sorts ? 2 * s.line.extent : k;
     int64_t lines = x->numel / s.line.extent, work = x->numel * (s.sorts ? 16 : 2);
     size_t bytes = (size_t)(share_team(lines, work) * s.scratch_entries) * sizeof *s.scratch;
-    s.scratch = ln_scratch_new(bytes, "topk");
+    s.scratch = ln_scratch_new(bytes, k == s.line.extent ? "sort" : "topk");
     if (s.scratch == NULL) return LN_OUT_OF_MEMORY;
     share(lines, work, line_body, &s);
     ln_scratch_release(s.scratch);

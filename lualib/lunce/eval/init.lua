@@ -11,8 +11,8 @@ local FILES = { knn = "knn", linear_probe = "probe" }
 --- The encoder's outputs over one epoch of a loader (its first view), in evaluation mode.
 ---@param encoder function|table a module, or a function of a batch (B,C,H,W)
 ---@param loader table yields batches with x[1] and y; give it shuffle = false for the set's order
----@return Tensor features (N,D)
----@return Tensor|nil labels (N) int64; nil where the set has none
+---@return lunce.Tensor features (N,D)
+---@return lunce.Tensor|nil labels (N) int64; nil where the set has none
 function M.features(encoder, loader)
   local module = type(encoder) == "table" and encoder.eval and encoder
   local training = module and module.training

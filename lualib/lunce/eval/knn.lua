@@ -41,10 +41,10 @@ end
 
 --- Classifies queries by a vote of their k nearest bank rows by cosine, weighted with exp(s/T), and
 --- measures how often one of the k nearest has the query's class.
----@param bank Tensor (N,D)
----@param bank_labels Tensor (N) int64, from 1
----@param queries Tensor (Q,D)
----@param labels Tensor (Q) int64
+---@param bank lunce.Tensor (N,D)
+---@param bank_labels lunce.Tensor (N) int64, from 1
+---@param queries lunce.Tensor (Q,D)
+---@param labels lunce.Tensor (Q) int64
 ---@param given table|nil k (50), temperature (0.1), recall (a list of k), chunk (queries at a time)
 ---@return table result accuracy, predicted (Q) int64, recall[k]; a k past N counts as N
 return function(bank, bank_labels, queries, labels, given)

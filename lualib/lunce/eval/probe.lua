@@ -75,10 +75,10 @@ local function accuracy(w, b, x, y, o)
 end
 
 --- Trains a linear layer by Adam on frozen features and measures it on all test samples.
----@param x Tensor (N,D) features to train on
----@param y Tensor (N) int64, from 1
----@param test_x Tensor (T,D)
----@param test_y Tensor (T) int64
+---@param x lunce.Tensor (N,D) features to train on
+---@param y lunce.Tensor (N) int64, from 1
+---@param test_x lunce.Tensor (T,D)
+---@param test_y lunce.Tensor (T) int64
 ---@param given table|nil lr (3e-4), batch (256), epochs (100), weight_decay (0), seed (1);
 ---  validation (0.1): the share of the training samples held out; drop_last (false): leaves the
 ---  last partial batch out of the test and validation samples, as the released code of WEINCE does;

@@ -10,11 +10,11 @@ local DEFAULTS = { tau = false, beta = false, rho0 = 0.05, scale = 5, state = fa
 
 --- InfoNCE with the link (1 - lambda) s/tau + lambda w(s; beta), where
 --- lambda = sigmoid(scale (log rho0 - log rho)).
----@param z_i Tensor (N,D)
----@param z_j Tensor (N,D)
+---@param z_i lunce.Tensor (N,D)
+---@param z_j lunce.Tensor (N,D)
 ---@param given table|nil tau (0.5); beta: a number (4), a tensor of one element, or "batch" with
 ---  state, a loss.beta_state updated by this batch: lambda stays 0 until it has seen a trusted fit
----@return Tensor scalar
+---@return lunce.Tensor scalar
 ---@return table statistics lambda, rho: (2N) float64; beta
 return function(z_i, z_j, given)
   local o = options(given, DEFAULTS, "gate")

@@ -11,10 +11,10 @@ local DEFAULTS = { tau = false, q = 0.2, margin = 2, top_m = 16, beta_t = 4, shr
 
 --- Weibit with the anchor's shrunk shape over the positive and the top_m hardest negatives where
 --- rho <= rho0 and dAIC >= margin; NT-Xent elsewhere.
----@param z_i Tensor (N,D)
----@param z_j Tensor (N,D)
+---@param z_i lunce.Tensor (N,D)
+---@param z_j lunce.Tensor (N,D)
 ---@param given table|nil tau (0.5), q, margin, top_m, beta_t, shrink_c, r2_min, state
----@return Tensor scalar
+---@return lunce.Tensor scalar
 ---@return table statistics the anchors' tail, float64, with rho0, chosen (bool) and beta
 return function(z_i, z_j, given)
   local o = options(given, DEFAULTS, "hard_select")

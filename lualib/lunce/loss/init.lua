@@ -18,7 +18,7 @@ local FILES = {
 
 --- The moving Weibull shape beta_t of a training run: state that its checkpoint must hold.
 ---@param options table|nil as for evt.moving_beta
----@return table
+---@return lunce.MovingBeta
 function M.beta_state(options) return require("lunce.evt").moving_beta(options) end
 
 return setmetatable(M, {

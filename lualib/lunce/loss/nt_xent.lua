@@ -7,10 +7,10 @@ local views = require "lunce.loss.views"
 local DEFAULTS = { tau = false }
 
 --- NT-Xent of two views.
----@param z_i Tensor (N,D)
----@param z_j Tensor (N,D)
+---@param z_i lunce.Tensor (N,D)
+---@param z_j lunce.Tensor (N,D)
 ---@param given table|nil tau: temperature, a number (0.5) or a tensor of one element
----@return Tensor scalar
+---@return lunce.Tensor scalar
 return function(z_i, z_j, given)
   local o = options(given, DEFAULTS, "nt_xent")
   local tau = check.positive(o.tau or 0.5, "tau", "nt_xent")

@@ -7,10 +7,10 @@ local views = require "lunce.loss.views"
 local DEFAULTS = { tau = false, beta = false, mix = 0.5 }
 
 --- (1 - mix) NT-Xent + mix Weibit of two views.
----@param z_i Tensor (N,D)
----@param z_j Tensor (N,D)
+---@param z_i lunce.Tensor (N,D)
+---@param z_j lunce.Tensor (N,D)
 ---@param given table|nil tau (0.5), beta (4): numbers or tensors of one element; mix: 0 to 1
----@return Tensor scalar
+---@return lunce.Tensor scalar
 return function(z_i, z_j, given)
   local o = options(given, DEFAULTS, "soft")
   if not (o.mix >= 0 and o.mix <= 1) then raise("soft: mix is %g; 0 to 1 is taken", o.mix) end

@@ -9,11 +9,11 @@ local DEFAULTS = { tau = false, margin = 2, kappa_rho = 10, kappa_aic = 1, q = 0
 
 --- (1 - lambda) NT-Xent + lambda Weibit over the positive and the top_m hardest negatives, with
 --- lambda as in WEINCE and the anchor's shrunk shape.
----@param z_i Tensor (N,D)
----@param z_j Tensor (N,D)
+---@param z_i lunce.Tensor (N,D)
+---@param z_j lunce.Tensor (N,D)
 ---@param given table|nil tau (0.5), margin, kappa_rho, kappa_aic, q, evidence, top_m, beta_t,
 ---  shrink_c, r2_min, state
----@return Tensor scalar
+---@return lunce.Tensor scalar
 ---@return table statistics as for weince
 return function(z_i, z_j, given)
   local o = options(given, DEFAULTS, "soft_select")

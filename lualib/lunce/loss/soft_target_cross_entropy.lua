@@ -6,10 +6,10 @@ local raise = require("lunce.ffi").raise
 local DEFAULTS = { temperature = false }
 
 --- mean_i of - sum_c y_ic log softmax(logits/temperature)_ic. No gradient to targets.
----@param logits Tensor (N,C)
----@param targets Tensor (N,C)
+---@param logits lunce.Tensor (N,C)
+---@param targets lunce.Tensor (N,C)
 ---@param given table|nil temperature: a number (1) or a tensor of one element
----@return Tensor scalar
+---@return lunce.Tensor scalar
 return function(logits, targets, given)
   local o = options(given, DEFAULTS, "soft_target_cross_entropy")
   local temperature = check.positive(o.temperature or 1, "temperature", "soft_target_cross_entropy")

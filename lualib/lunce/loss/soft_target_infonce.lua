@@ -27,11 +27,11 @@ end
 
 --- v = logits/temperature - log noise, S_im = sum_c v_ic y_mc, and the loss
 --- mean_i (log sum_m exp S_im - S_i,i+offset). No gradient to targets or noise.
----@param logits Tensor (N,C)
----@param targets Tensor (M,C) rows that sum to 1, M >= N
+---@param logits lunce.Tensor (N,C)
+---@param targets lunce.Tensor (M,C) rows that sum to 1, M >= N
 ---@param given table|nil noise: (C), the class prior, uniform when absent; temperature: a number
 ---  (1) or a tensor of one element; offset (0): how many of the M targets precede the own ones
----@return Tensor scalar
+---@return lunce.Tensor scalar
 return function(logits, targets, given)
   local o = options(given, DEFAULTS, "soft_target_infonce")
   check_shapes(logits, targets, o)

@@ -9,10 +9,10 @@ local DEFAULTS = { link = "softmax", m = 50, tau = false, beta = false }
 
 --- InfoNCE of two views over the positive and the m hardest negatives; gradients flow through the
 --- chosen entries.
----@param z_i Tensor (N,D)
----@param z_j Tensor (N,D)
+---@param z_i lunce.Tensor (N,D)
+---@param z_j lunce.Tensor (N,D)
 ---@param given table|nil link: "softmax" with tau (0.5), or "weibit" with beta (4); m
----@return Tensor scalar
+---@return lunce.Tensor scalar
 return function(z_i, z_j, given)
   local o = options(given, DEFAULTS, "top_m")
   local pair = views.pair(z_i, z_j, "top_m")

@@ -32,17 +32,17 @@ local function check_views(z_i, z_j, what)
   if a[1] == 0 then raise("%s: the views have no rows", what) end
 end
 
----@class Views
+---@class lunce.Views
 ---@field N integer pairs; there are 2N anchors
----@field negatives Similarity (2N,2N) each anchor's negatives
----@field positive Tensor (2N) each anchor's similarity to its positive
+---@field negatives lunce.Similarity (2N,2N) each anchor's negatives
+---@field positive lunce.Tensor (2N) each anchor's similarity to its positive
 ---@field what string the loss, for messages
 
 --- The cosines of two views.
----@param z_i Tensor (N,D)
----@param z_j Tensor (N,D)
+---@param z_i lunce.Tensor (N,D)
+---@param z_j lunce.Tensor (N,D)
 ---@param what string the loss, for messages
----@return Views
+---@return lunce.Views
 function M.pair(z_i, z_j, what)
   check_views(z_i, z_j, what)
   local N = z_i.shape[1]
@@ -55,16 +55,16 @@ end
 
 --- log sum exp over positive and negatives minus the positive, each anchor. This form, softplus(lse
 --- of negatives - positive), keeps its precision where the positive has nearly all probability.
----@param views Views
----@return Tensor (2N)
+---@param views lunce.Views
+---@return lunce.Tensor (2N)
 function M.contrast(views, f, ...)
   return (views.negatives:lse(f, ...) - f(views.positive, ...)):softplus()
 end
 
 --- The same over each anchor's m largest negatives (all of them if there are fewer than m).
----@param views Views
+---@param views lunce.Views
 ---@param m integer
----@return Tensor (2N)
+---@return lunce.Tensor (2N)
 function M.contrast_hardest(views, m, f, ...)
   if m % 1 ~= 0 or m < 1 then
     raise("%s: top_m is %g; a positive integer is taken", views.what, m)
@@ -85,11 +85,11 @@ end
 
 --- The Weibull shape that an option asks for: a number, "batch" (beta_t) or "anchor" (each anchor's
 --- fitted shape, shrunk towards beta_t).
----@param views Views
+---@param views lunce.Views
 ---@param tail table|nil the anchors' tail; fitted here when "anchor" needs it and there is none
----@param beta number|Tensor|"batch"|"anchor"
+---@param beta number|lunce.Tensor|"batch"|"anchor"
 ---@param o table options beta_t, shrink_c, r2_min, state
----@return number|Tensor
+---@return number|lunce.Tensor
 function M.shape(views, tail, beta, o)
   if beta == "batch" then
     if not o.state then
@@ -105,9 +105,9 @@ function M.shape(views, tail, beta, o)
 end
 
 --- The evidence that each anchor's tail calls for the Weibull link; no gradient.
----@param views Views
+---@param views lunce.Views
 ---@param o table options q, kappa_rho, kappa_aic, margin, evidence ("both", "rho" or "aic")
----@return Tensor lambda (2N)
+---@return lunce.Tensor lambda (2N)
 ---@return table tail the anchors' tail with rho0, lambda_rho, lambda_aic and lambda added, float64
 function M.evidence(views, o)
   local tail = views.negatives:tail()

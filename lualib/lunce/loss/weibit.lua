@@ -6,12 +6,12 @@ local views = require "lunce.loss.views"
 local DEFAULTS = { beta = false, beta_t = 4, shrink_c = 100, r2_min = 0.2, state = false }
 
 --- Weibit of two views.
----@param z_i Tensor (N,D)
----@param z_j Tensor (N,D)
+---@param z_i lunce.Tensor (N,D)
+---@param z_j lunce.Tensor (N,D)
 ---@param given table|nil beta: a number (4), a tensor of one element, "anchor" (each anchor's
 ---  shape, shrunk towards beta_t with weight shrink_c, ignoring fits of R2 < r2_min) or "batch";
 ---  state: a loss.beta_state, which gives beta_t and is updated by this batch
----@return Tensor scalar
+---@return lunce.Tensor scalar
 return function(z_i, z_j, given)
   local o = options(given, DEFAULTS, "weibit")
   local pair = views.pair(z_i, z_j, "weibit")

@@ -11,8 +11,8 @@ local DEFAULTS = { tau = false, margin = 2, kappa_rho = 10, kappa_aic = 1, q = 0
 
 --- l_ab = (1 - lambda_a) s_ab/tau + lambda_a w(s_ab; beta_a), with
 --- lambda_a = sigmoid(kappa_rho (log rho0 - log rho_a)) sigmoid(kappa_aic (dAIC_a - margin)).
----@param z_i Tensor (N,D)
----@param z_j Tensor (N,D)
+---@param z_i lunce.Tensor (N,D)
+---@param z_j lunce.Tensor (N,D)
 ---@param given table|nil tau (0.5), margin, kappa_rho, kappa_aic, q (rho0 is this quantile of rho);
 ---  evidence: "both" factors of lambda, or "rho" or "aic" alone;
 ---  beta: 1 (the released code), a number, a tensor of one element, "anchor" (each anchor's fitted
@@ -20,7 +20,7 @@ local DEFAULTS = { tau = false, margin = 2, kappa_rho = 10, kappa_aic = 1, q = 0
 ---  (beta_t itself); state: a loss.beta_state that gives beta_t, brought up to date by these two;
 ---  top_weibit, top_softmax: weights of Weibit (beta_t) and softmax terms over the positive and the
 ---  top_m hardest negatives (0.5 each in the released runs)
----@return Tensor scalar
+---@return lunce.Tensor scalar
 ---@return table statistics (2N) float64, no gradient: lambda, lambda_rho, lambda_aic, rho,
 ---  delta_aic, beta_hat, r2; rho0 (scalar tensor); beta (what the link used); k, n (tail points)
 return function(z_i, z_j, given)

@@ -22,12 +22,12 @@ local engine = dense
 
 local M = { dense = dense }
 
----@class Similarity
+---@class lunce.Similarity
 ---@field N integer rows
 ---@field M integer columns
 ---@field kind "cosine"|"dot"
----@field q Tensor (N,D)
----@field k Tensor (M,D); q itself for a matrix of one set with itself
+---@field q lunce.Tensor (N,D)
+---@field k lunce.Tensor (M,D); q itself for a matrix of one set with itself
 ---@field masks table[] each { kind = , index|rows|columns = }: a candidate passes all of them
 local Similarity = { __name = "similarity matrix" }
 Similarity.__index = Similarity
@@ -56,15 +56,15 @@ end
 
 --- Cosines of the rows of q with the rows of k (of q itself when absent); row norms are clamped
 --- below at 1e-8.
----@param q Tensor (N,D)
----@param k Tensor|nil (M,D)
----@return Similarity
+---@param q lunce.Tensor (N,D)
+---@param k lunce.Tensor|nil (M,D)
+---@return lunce.Similarity
 function M.cosine(q, k) return matrix("cosine", q, k) end
 
 --- Dot products of the rows of q with the rows of k (of q itself when absent).
----@param q Tensor (N,D)
----@param k Tensor|nil (M,D)
----@return Similarity
+---@param q lunce.Tensor (N,D)
+---@param k lunce.Tensor|nil (M,D)
+---@return lunce.Similarity
 function M.dot(q, k) return matrix("dot", q, k) end
 
 local function masked(S, mask)
@@ -92,15 +92,15 @@ local function check_index(x, S, what)
 end
 
 --- Leaves out each row's own column.
----@return Similarity
+---@return lunce.Similarity
 function Similarity:without_self()
   check_square(self, "without_self")
   return masked(self, { kind = "self" })
 end
 
 --- Leaves out one column of each row.
----@param index Tensor (N) int64, positions from 1
----@return Similarity
+---@param index lunce.Tensor (N) int64, positions from 1
+---@return lunce.Similarity
 function Similarity:without(index)
   check_index(index, self, "without")
   return masked(self, { kind = "without", index = index })
@@ -117,19 +117,19 @@ local function by_labels(S, kind, rows, columns)
 end
 
 --- Keeps the columns whose label is the row's.
----@param rows Tensor (N)
----@param columns Tensor|nil (M); the rows' own when absent
----@return Similarity
+---@param rows lunce.Tensor (N)
+---@param columns lunce.Tensor|nil (M); the rows' own when absent
+---@return lunce.Similarity
 function Similarity:same(rows, columns) return by_labels(self, "same", rows, columns) end
 
 --- Keeps the columns whose label is not the row's.
----@param rows Tensor (N)
----@param columns Tensor|nil (M); the rows' own when absent
----@return Similarity
+---@param rows lunce.Tensor (N)
+---@param columns lunce.Tensor|nil (M); the rows' own when absent
+---@return lunce.Similarity
 function Similarity:different(rows, columns) return by_labels(self, "different", rows, columns) end
 
 --- Keeps the columns past the row's own: each unordered pair once.
----@return Similarity
+---@return lunce.Similarity
 function Similarity:triangle()
   check_square(self, "triangle")
   return masked(self, { kind = "triangle" })
@@ -168,21 +168,21 @@ end
 --- log sum exp over each row's candidates of link(s, ...); of s itself without a link. A row
 --- without candidates gives -inf and no gradient.
 ---@param link function|nil
----@return Tensor (N)
+---@return lunce.Tensor (N)
 function Similarity:lse(link, ...)
   return engine.lse(self, link, arrange(self, "lse", link, ...))
 end
 
 --- The sum over each row's candidates of link(s, ...); 0 for a row without candidates.
 ---@param link function|nil
----@return Tensor (N)
+---@return lunce.Tensor (N)
 function Similarity:sum(link, ...)
   return engine.sum(self, link, arrange(self, "sum", link, ...))
 end
 
 --- Each row's largest similarity and its column, the first of equals; -inf without candidates.
----@return Tensor values (N), differentiable
----@return Tensor columns (N) int64
+---@return lunce.Tensor values (N), differentiable
+---@return lunce.Tensor columns (N) int64
 function Similarity:max()
   if self.M == 0 then raise("max: the matrix (%d,0) has no columns", self.N) end
   local values, columns = self:topk(1)
@@ -192,8 +192,8 @@ end
 --- Each row's k largest similarities, largest first, and their columns; where a row has fewer
 --- candidates its last values are -inf.
 ---@param k integer 0 to M
----@return Tensor values (N,k), differentiable
----@return Tensor columns (N,k) int64
+---@return lunce.Tensor values (N,k), differentiable
+---@return lunce.Tensor columns (N,k) int64
 function Similarity:topk(k)
   if type(k) ~= "number" or k % 1 ~= 0 or k < 0 or k > self.M then
     raise("topk: k is %s; an integer from 0 to %d is taken", describe(k), self.M)
@@ -202,19 +202,19 @@ function Similarity:topk(k)
 end
 
 --- The number of candidates of each row.
----@return Tensor (N) int64
+---@return lunce.Tensor (N) int64
 function Similarity:count() return engine.count(self) end
 
 --- The entry of each row at one column, whatever the masks.
----@param index Tensor (N) int64, positions from 1
----@return Tensor (N)
+---@param index lunce.Tensor (N) int64, positions from 1
+---@return lunce.Tensor (N)
 function Similarity:at(index)
   check_index(index, self, "at")
   return engine.at(self, index)
 end
 
 --- The whole matrix, to look at; masked entries are -inf.
----@return Tensor (N,M)
+---@return lunce.Tensor (N,M)
 function Similarity:dense() return engine.dense(self) end
 
 local function pooled_tail(S)
