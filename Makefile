@@ -32,8 +32,11 @@ MARCH_avx512 := -march=x86-64-v4 -mprefer-vector-width=512
 PROGRAM := runtime/main.c runtime/repl.c
 CORE := $(filter-out $(PROGRAM),$(wildcard runtime/*.c runtime/ops/*.c runtime/data/*.c))
 KERNELS := $(filter-out runtime/cpu/cpu.c,$(wildcard runtime/cpu/*.c))
+# Those of cpu/similarity/ once more for each element type.
+TYPED := $(wildcard runtime/cpu/similarity/*.c)
 LIBRARY_OBJS := $(CORE:%.c=$(BUILD)/%.o) $(BUILD)/runtime/cpu/cpu.o \
-  $(foreach isa,$(ISAS),$(KERNELS:%.c=$(BUILD)/%.$(isa).o))
+  $(foreach isa,$(ISAS),$(KERNELS:%.c=$(BUILD)/%.$(isa).o) \
+    $(foreach type,float double,$(TYPED:%.c=$(BUILD)/%.$(type).$(isa).o)))
 PROGRAM_OBJS := $(PROGRAM:%.c=$(BUILD)/%.o)
 
 all: library program ## build the library and the program, and leave ./lunce
@@ -62,6 +65,13 @@ $(BUILD)/%.$(1).o: %.c Makefile
 	$$(CC) $$(CFLAGS_ALL) $$(MARCH_$(1)) -DLN_ISA=$(1) -MMD -MP -c -o $$@ $$<
 endef
 $(foreach isa,$(ISAS),$(eval $(call ISA_RULE,$(isa))))
+
+define TYPE_RULE
+$(BUILD)/%.$(1).$(2).o: %.c Makefile
+	@mkdir -p $$(@D)
+	$$(CC) $$(CFLAGS_ALL) $$(MARCH_$(2)) -DLN_ISA=$(2) -DLN_REAL=$(1) -MMD -MP -c -o $$@ $$<
+endef
+$(foreach isa,$(ISAS),$(foreach type,float double,$(eval $(call TYPE_RULE,$(type),$(isa)))))
 
 $(BUILD)/%.o: %.c Makefile
 	@mkdir -p $(@D)

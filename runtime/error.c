@@ -47,8 +47,8 @@ static char *text_buffer(size_t *size) {
 static size_t print_shape(char *text, size_t size, int ndim, const int64_t *shape) {
     size_t used = (size_t)snprintf(text, size, "(");
     for (int i = 0; i < ndim && used < size; i++)
-        used += (size_t)snprintf(text + used, size - used, i ? ",%lld" : "%lld",
-                                 (long long)shape[i]);
+        used +=
+            (size_t)snprintf(text + used, size - used, i ? ",%lld" : "%lld", (long long)shape[i]);
     if (used < size) used += (size_t)snprintf(text + used, size - used, ")");
     return used < size ? used : size;
 }

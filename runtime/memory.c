@@ -118,8 +118,7 @@ static ln_status refuse(size_t bytes, const char *what) {
     return ln_fail(LN_OUT_OF_MEMORY,
                    "%s: out of memory: %zu bytes on the cpu, where %lld are live and the limit is "
                    "%lld",
-                   what, bytes, (long long)host.count.live_bytes,
-                   (long long)host.count.hard_bytes);
+                   what, bytes, (long long)host.count.live_bytes, (long long)host.count.hard_bytes);
 }
 
 static void count_new(int64_t bytes) {
@@ -216,13 +215,15 @@ ln_status ln_memory_limit(int device, int64_t soft_bytes, int64_t hard_bytes) {
     ln_status status = ln_device_check(device, "memory_limit");
     if (status != LN_OK) return status;
     if (soft_bytes < 0 || hard_bytes < 0)
-        return ln_fail(LN_BAD_ARGUMENT, "memory_limit: limits are positive bytes, or 0 to leave "
-                                        "one as it is; got soft %lld, hard %lld",
+        return ln_fail(LN_BAD_ARGUMENT,
+                       "memory_limit: limits are positive bytes, or 0 to leave "
+                       "one as it is; got soft %lld, hard %lld",
                        (long long)soft_bytes, (long long)hard_bytes);
     pthread_mutex_lock(&host.lock);
     if (hard_bytes > 0 && hard_bytes < host.count.live_bytes)
-        status = ln_fail(LN_BAD_ARGUMENT, "memory_limit: hard limit %lld is below the %lld bytes "
-                                          "that are live",
+        status = ln_fail(LN_BAD_ARGUMENT,
+                         "memory_limit: hard limit %lld is below the %lld bytes "
+                         "that are live",
                          (long long)hard_bytes, (long long)host.count.live_bytes);
     if (status == LN_OK && soft_bytes > 0) host.count.soft_bytes = soft_bytes;
     if (status == LN_OK && hard_bytes > 0) host.count.hard_bytes = hard_bytes;

@@ -320,8 +320,9 @@ ln_status ln_select(ln_tensor **out, const ln_tensor *t, int dim, int64_t positi
     if (status == LN_OK) status = check_dim(t, dim, "select");
     if (status != LN_OK) return status;
     if (position < 0 || position >= t->shape[dim])
-        return ln_fail(LN_BAD_ARGUMENT, "select: position %lld is outside 1..%lld, dimension %d of "
-                                        "%s",
+        return ln_fail(LN_BAD_ARGUMENT,
+                       "select: position %lld is outside 1..%lld, dimension %d of "
+                       "%s",
                        (long long)position + 1, (long long)t->shape[dim], dim + 1, ln_text(t));
     ln_tensor v = *t;
     v.data += (size_t)(position * t->stride[dim]) * ln_dtype_size(t->dtype);
@@ -385,8 +386,8 @@ ln_status ln_diagonal(ln_tensor **out, const ln_tensor *t, int64_t offset, int d
     if (count < 0) count = 0;
     ln_tensor v = *t;
     if (count > 0)
-        v.data += (size_t)(row * t->stride[dim1] + column * t->stride[dim2]) *
-                  ln_dtype_size(t->dtype);
+        v.data +=
+            (size_t)(row * t->stride[dim1] + column * t->stride[dim2]) * ln_dtype_size(t->dtype);
     int n = 0;
     for (int i = 0; i < t->ndim; i++) {
         if (i == dim1 || i == dim2) continue;

@@ -61,6 +61,21 @@ function M.record_list(y, rule, inputs)
   return attach(y, rule, node)
 end
 
+--- A node of its own, of which several results will be parts: record_part hangs each under it.
+function M.node(rule, inputs)
+  sequence = sequence + 1
+  local node = { grad = false, used = false, list = true, rule = rule, seq = sequence }
+  for i = 1, #inputs do node[i] = edge(inputs[i]) end
+  return node
+end
+
+--- Records y as a part of `whole`, a node made by M.node: the rule hands it dy and returns a
+--- gradient for it, which the whole's rule is given as the sum over the parts.
+function M.record_part(y, rule, whole)
+  if tape.anomaly then M.check_output(names[whole.rule], y, {}) end
+  return attach(y, rule, { whole, rule = false, seq = 0, grad = false, used = false })
+end
+
 --- Keeps x (and y) for the rule, as node.x and node.y, guarded against in-place changes.
 function M.save(node, x, y)
   node.x, node.x_version = x, C.ln_tensor_version(x.h)

@@ -32,13 +32,43 @@ end
 local function least_squares(x, y)
   local dx, dy = x - x:mean(2, true), y - y:mean(2, true)
   local slope = (dx * dy):sum(2, true) / dx:square():sum(2, true):clamp(LEAST_SUM, math.huge)
-  local residual = (dy - slope * dx):square():sum(2, true):clamp(LEAST_SUM, math.huge)
-  return slope, residual, dy:square():sum(2, true)
+  return slope:squeeze(2), (dy - slope * dx):square():sum(2)
 end
 
 local function no_fit(rows, k, n)
   local function zeros() return lunce.zeros(rows, { dtype = "float64" }) end
   return { beta_hat = zeros(), r2 = zeros(), delta_aic = zeros(), k = k, n = n }
+end
+
+-- log F of the points kept.
+local function log_ranks(k, burnt)
+  return (lunce.arange(burnt + 1, k, 1, { dtype = "float64" }) / (k + 1)):log()
+end
+
+--- How many of a tail's k points are left out of its fits.
+---@param k integer
+---@return integer
+function M.burnt(k) return math.max(1, math.floor(k / 20)) end
+
+--- What the two lines of a tail of k points say: the Weibull shape, R2 and dAIC.
+---@param slope_w Tensor (R) float64
+---@param sse_w Tensor (R)
+---@param slope_g Tensor (R)
+---@param sse_g Tensor (R)
+---@param k integer
+---@return table fit as M.fit gives it
+function M.judge(slope_w, sse_w, slope_g, sse_g, k)
+  local burnt = M.burnt(k)
+  local n = k - burnt
+  if n < 2 then return no_fit(slope_w.shape[1], k, n) end
+  local log_F = log_ranks(k, burnt)
+  local sst = (log_F - log_F:mean()):square():sum()
+  sse_w, sse_g = sse_w:clamp(LEAST_SUM, math.huge), sse_g:clamp(LEAST_SUM, math.huge)
+  local r2 = (1 - sse_w / sst):clamp(0, 1)
+  sse_w = sse_w + slope_w:le(0):to("float64") * WRONG_SIGN
+  sse_g = sse_g + slope_g:ge(0):to("float64") * WRONG_SIGN
+  return { beta_hat = slope_w:clamp(0, math.huge), r2 = r2, k = k, n = n,
+    delta_aic = n * (sse_g:log() - sse_w:log()) }
 end
 
 --- Least-squares fits of a Weibull tail and of a Gumbel proxy to each row's smallest shortfalls.
@@ -52,21 +82,15 @@ function M.fit(shortfalls)
   if #d.shape == 1 then d = d:unsqueeze(1) end
   if #d.shape ~= 2 then raise("evt.fit: shortfalls (R,k) or (k); got %d dimensions", #d.shape) end
   local rows, k = d.shape[1], d.shape[2]
-  local burnt = math.max(1, math.floor(k / 20))
+  local burnt = M.burnt(k)
   local n = k - burnt
   if n < 2 or rows == 0 then return no_fit(rows, k, n) end
 
   local x = d:narrow(2, burnt + 1, n):clamp(LEAST_SHORTFALL, math.huge):log()
-  local log_F = (lunce.arange(burnt + 1, k, 1, { dtype = "float64" }) / (k + 1)):log():unsqueeze(1)
-  local slope_w, sse_w, sst_w = least_squares(x, log_F)
+  local log_F = log_ranks(k, burnt):unsqueeze(1)
+  local slope_w, sse_w = least_squares(x, log_F)
   local slope_g, sse_g = least_squares(x, (-log_F):log())
-  local r2 = (1 - sse_w / sst_w):clamp(0, 1)
-  sse_w = sse_w + slope_w:le(0):to("float64") * WRONG_SIGN
-  sse_g = sse_g + slope_g:ge(0):to("float64") * WRONG_SIGN
-  return {
-    beta_hat = slope_w:clamp(0, math.huge):squeeze(2), r2 = r2:squeeze(2),
-    delta_aic = (n * (sse_g:log() - sse_w:log())):squeeze(2), k = k, n = n,
-  }
+  return M.judge(slope_w, sse_w, slope_g, sse_g, k)
 end
 
 --- The value at the nearest rank of quantile q: position round(q (R-1)) + 1 of the sorted values.

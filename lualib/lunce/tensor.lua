@@ -97,6 +97,20 @@ local function wrap(handle)
 end
 M.wrap = wrap
 
+--- A tensor whose handle comes later, by settle; until then its use raises.
+function M.defer()
+  return setmetatable({ slot = 0, node = false, requires_grad = false, deferred = true }, Tensor)
+end
+
+--- Makes a deferred tensor the owner of its handle.
+function M.settle(t, handle)
+  rawset(t, "h", handle)
+  rawset(t, "deferred", nil)
+  own(t)
+  adopt(t)
+  relieve()
+end
+
 local function taken(from)
   local handle = from[0]
   if handle == nil then return nil end
@@ -222,7 +236,10 @@ end
 
 local fields = {}
 
-function fields.h()
+function fields.h(t)
+  if rawget(t, "deferred") then
+    raise("the tensor is computed when similarity.together returns; use it after that")
+  end
   raise("the tensor was freed (by lunce.scope or t:free()); return it from the scope or mark it"
     .. " with t:keep() to use it later")
 end

@@ -5,6 +5,7 @@
 -- An engine is this set of functions of a similarity matrix: lse, sum, topk, pooled_topk, count,
 -- at, dense. Links come with parameters that broadcast against (N,M).
 local lunce = require "lunce"
+local evt = require "lunce.evt"
 local raise = require("lunce.ffi").raise
 
 local M = {}
@@ -92,8 +93,20 @@ function M.dense(S) return (linked(S, nil, nil, -math.huge)) end
 
 function M.topk(S, k) return M.dense(S):topk(k, 2) end
 
---- The k largest candidates of all rows together, largest first.
-function M.pooled_topk(S, k) return (M.dense(S):flatten():topk(k, 1)) end
+--- The fits to the tail of k points of each row, and rho, its least shortfall.
+function M.tail(S, k)
+  local shortfalls = 1 - (M.topk(S, math.max(k, 1))):to("float64")
+  local tail = evt.fit(shortfalls:narrow(2, 1, k))
+  tail.rho = shortfalls:select(2, 1):clamp(1e-6, math.huge)
+  return tail
+end
+
+--- The fit to the tail of the k largest candidates of all rows together.
+function M.pooled_tail(S, k)
+  return evt.fit(1 - M.dense(S):flatten():topk(k, 1):to("float64"))
+end
+
+function M.together(fn, ...) return fn(...) end
 
 function M.count(S)
   local drop = dropped(S)

@@ -18,7 +18,7 @@ local options = require("lunce.options").options
 local raise = require("lunce.ffi").raise
 
 local dense = require "lunce.similarity.dense"
-local engine = dense
+local engine = require "lunce.similarity.fused"
 
 local M = { dense = dense }
 
@@ -28,6 +28,8 @@ local M = { dense = dense }
 ---@field kind "cosine"|"dot"
 ---@field q lunce.Tensor (N,D)
 ---@field k lunce.Tensor (M,D); q itself for a matrix of one set with itself
+---@field base Similarity the matrix that this one masks or transposes
+---@field flipped boolean whether it is the base transposed
 ---@field masks table[] each { kind = , index|rows|columns = }: a candidate passes all of them
 local Similarity = { __name = "similarity matrix" }
 Similarity.__index = Similarity
@@ -50,8 +52,10 @@ local function matrix(kind, q, k)
     raise("%s: q (%d,%d) %s and k (%d,%d) %s differ in width or dtype", what,
       q.shape[1], q.shape[2], q.dtype, k.shape[1], k.shape[2], k.dtype)
   end
-  return setmetatable({ kind = kind, q = q, k = k, N = q.shape[1], M = k.shape[1], masks = {} },
-    Similarity)
+  local S = setmetatable({ kind = kind, q = q, k = k, N = q.shape[1], M = k.shape[1], masks = {},
+    flipped = false }, Similarity)
+  S.base = S
+  return S
 end
 
 --- Cosines of the rows of q with the rows of k (of q itself when absent); row norms are clamped
@@ -71,8 +75,11 @@ local function masked(S, mask)
   local masks = {}
   for i, m in ipairs(S.masks) do masks[i] = m end
   masks[#masks + 1] = mask
-  return setmetatable({ kind = S.kind, q = S.q, k = S.k, N = S.N, M = S.M, masks = masks },
-    Similarity)
+  if S.flipped and (mask.kind == "without" or mask.kind == "triangle") then
+    raise("%s: a transposed matrix takes without_self, same and different only", mask.kind)
+  end
+  return setmetatable({ kind = S.kind, q = S.q, k = S.k, N = S.N, M = S.M, masks = masks,
+    base = S.base, flipped = S.flipped }, Similarity)
 end
 
 local function check_square(S, what)
@@ -90,6 +97,22 @@ local function check_index(x, S, what)
   check_vector(x, S.N, what)
   if x.dtype ~= "int64" then raise("%s: columns are int64; got %s", what, x.dtype) end
 end
+
+--- The transposed matrix: its reductions run over each column of this one, and can share its tiles
+--- (similarity.together). Transpose before masking.
+---@return Similarity
+function Similarity:t()
+  if #self.masks > 0 then raise("t: a matrix with masks is not transposed; mask what t() gives") end
+  return setmetatable({ kind = self.kind, q = self.k, k = self.q, N = self.M, M = self.N, masks = {},
+    base = self.base, flipped = not self.flipped and self.q ~= self.k }, Similarity)
+end
+
+--- Calls fn(...). The lse and sum of one matrix inside it, also of its masked and transposed forms,
+--- share one computation of its tiles, forward and backward; their results can be used when
+--- together returns.
+---@param fn function
+---@return any ... what fn returned
+function M.together(fn, ...) return engine.together(fn, ...) end
 
 --- Leaves out each row's own column.
 ---@return lunce.Similarity
@@ -221,7 +244,7 @@ local function pooled_tail(S)
   local count = S:count():sum():item()
   local k = math.min(math.max(1024, math.floor(0.05 * count)), count)
   if k < 10 then return nil end
-  local fit = evt.fit(1 - engine.pooled_topk(S, k):to("float64"))
+  local fit = engine.pooled_tail(S, k)
   return { beta_hat = fit.beta_hat:item(), r2 = fit.r2:item(), delta_aic = fit.delta_aic:item(),
     k = k, n = fit.n }
 end
@@ -244,10 +267,7 @@ function Similarity:tail(given)
       raise("tail: k is %s; an integer from 0 to %d, the fewest candidates of a row, is taken",
         describe(k), fewest)
     end
-    local shortfalls = 1 - self:topk(math.max(k, 1)):to("float64")
-    local tail = evt.fit(shortfalls:narrow(2, 1, k))
-    tail.rho = shortfalls:select(2, 1):clamp(1e-6, math.huge)
-    return tail
+    return engine.tail(self, k)
   end)
 end
 

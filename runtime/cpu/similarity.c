@@ -1,0 +1,47 @@
+/* The similarity slots of the CPU backend: each element type goes to its own compilation. Computes
+ * nothing. */
+#include "similarity/pass.h"
+
+#define CHOOSE(q, name, ...)                                                                       \
+    ((q)->dtype == LN_FLOAT64 ? CPU(name##_double)(__VA_ARGS__) : CPU(name##_float)(__VA_ARGS__))
+
+ln_status CPU(similarity_forward)(ln_tensor *const *out, const ln_tensor *q, const ln_tensor *k,
+                                  bool cosine, int n, const ln_reduction *reductions,
+                                  const ln_tensor *const *shift) {
+    return CHOOSE(q, similarity_forward, out, q, k, cosine, n, reductions, shift);
+}
+
+ln_status CPU(similarity_backward)(ln_tensor *dq, ln_tensor *dk, ln_tensor *const *dparameters,
+                                   const ln_tensor *const *dy, const ln_tensor *const *y,
+                                   const ln_tensor *q, const ln_tensor *k, bool cosine, int n,
+                                   const ln_reduction *reductions, const ln_tensor *const *shift) {
+    return CHOOSE(q, similarity_backward, dq, dk, dparameters, dy, y, q, k, cosine, n, reductions,
+                  shift);
+}
+
+ln_status CPU(similarity_topk)(ln_tensor *values, ln_tensor *columns, const ln_tensor *q,
+                               const ln_tensor *k, bool cosine, int n_masks, const ln_mask *masks) {
+    return CHOOSE(q, similarity_topk, values, columns, q, k, cosine, n_masks, masks);
+}
+
+ln_status CPU(similarity_tail)(ln_tensor *fits, const ln_tensor *q, const ln_tensor *k, bool cosine,
+                               int n_masks, const ln_mask *masks, int64_t points, int64_t burnt) {
+    return CHOOSE(q, similarity_tail, fits, q, k, cosine, n_masks, masks, points, burnt);
+}
+
+ln_status CPU(similarity_pooled_tail)(ln_tensor *fit, const ln_tensor *q, const ln_tensor *k,
+                                      bool cosine, int n_masks, const ln_mask *masks,
+                                      int64_t points, int64_t burnt) {
+    return CHOOSE(q, similarity_pooled_tail, fit, q, k, cosine, n_masks, masks, points, burnt);
+}
+
+ln_status CPU(similarity_at)(ln_tensor *out, const ln_tensor *q, const ln_tensor *k, bool cosine,
+                             const ln_tensor *columns) {
+    return CHOOSE(q, similarity_at, out, q, k, cosine, columns);
+}
+
+ln_status CPU(similarity_at_backward)(ln_tensor *dq, ln_tensor *dk, const ln_tensor *dy,
+                                      const ln_tensor *q, const ln_tensor *k, bool cosine,
+                                      const ln_tensor *columns) {
+    return CHOOSE(q, similarity_at_backward, dq, dk, dy, q, k, cosine, columns);
+}

@@ -1,0 +1,496 @@
+/* One pair of row blocks of the similarity engine: packing, the tile products, the masks, and the
+ * accumulation of the jobs. Schedules nothing and allocates nothing.
+ *
+ * For tile S = Q K^T of unit rows: forward, each job turns S into sums over its anchors; backward,
+ * the jobs' gradient weights W = dL/dS are summed, and dQ += W K, dK += W^T Q. */
+#include "tile.h"
+#include "mask.h"
+
+#include <math.h>
+#include <string.h>
+#include <tgmath.h>
+
+/* The micro-kernel's tile: ROWS x COLUMNS accumulators fill the vector registers. */
+#if defined __AVX512F__
+enum { VECTOR_BYTES = 64, MICRO_ROWS = 12 };
+#elif defined __AVX2__
+enum { VECTOR_BYTES = 32, MICRO_ROWS = 6 };
+#else
+enum { VECTOR_BYTES = 16, MICRO_ROWS = 6 };
+#endif
+enum {
+    LANES = VECTOR_BYTES / (int)sizeof(real),
+    MICRO_COLUMNS = 2 * LANES,
+    TILE_ROWS = 96,         /* tiles are whole numbers of micro-tiles, and so are their */
+    TILE_COLUMNS = SEGMENT, /* transposes: multiples of MICRO_ROWS and MICRO_COLUMNS */
+    DEPTH = 256             /* a panel of DEPTH x MICRO_COLUMNS stays in L1 */
+};
+_Static_assert(TILE_ROWS % MICRO_ROWS == 0 && TILE_COLUMNS % MICRO_ROWS == 0 &&
+                   TILE_COLUMNS % MICRO_COLUMNS == 0,
+               "tiles are whole numbers of micro-tiles");
+typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real))));
+
+static int64_t round_up(int64_t n, int64_t to) {
+    return (n + to - 1) / to * to;
+}
+
+/* ---- Products ---- */
+
+/* c (MICRO_ROWS x MICRO_COLUMNS) = or += a b over k; a(i,k) at a[i * ra + k * ca]; b is a panel. */
+static inline __attribute__((always_inline)) void micro_kernel(real *c, int64_t ldc, const real *a,
+                                                               int64_t ra, int64_t ca,
+                                                               const real *b, int64_t K, bool add) {
+    vector sum[MICRO_ROWS][2];
+    for (int i = 0; i < MICRO_ROWS; i++)
+        for (int j = 0; j < 2; j++)
+            sum[i][j] = add ? *(vector *)(c + i * ldc + j * LANES) : (vector){0};
+    for (int64_t k = 0; k < K; k++) {
+        vector b0 = *(const vector *)(b + k * MICRO_COLUMNS);
+        vector b1 = *(const vector *)(b + k * MICRO_COLUMNS + LANES);
+#pragma GCC unroll 16
+        for (int i = 0; i < MICRO_ROWS; i++) {
+            vector x = a[i * ra + k * ca] - (vector){0};
+            sum[i][0] += x * b0;
+            sum[i][1] += x * b1;
+        }
+    }
+    for (int i = 0; i < MICRO_ROWS; i++)
+        for (int j = 0; j < 2; j++) *(vector *)(c + i * ldc + j * LANES) = sum[i][j];
+}
+
+/* c (rows x columns, ldc apart) = a (rows x d, row-major) times panels of (d x MICRO_COLUMNS). */
+static void similarity_product(real *c, int64_t ldc, const real *a, const real *panels,
+                               int64_t rows, int64_t columns, int64_t d) {
+    for (int64_t k = 0; k < d; k += DEPTH)
+        for (int64_t j = 0; j < columns; j += MICRO_COLUMNS)
+            for (int64_t i = 0; i < rows; i += MICRO_ROWS) {
+                int64_t K = d - k < DEPTH ? d - k : DEPTH;
+                micro_kernel(c + i * ldc + j, ldc, a + i * d + k, d, 1,
+                             panels + j * d + k * MICRO_COLUMNS, K, k > 0);
+            }
+}
+
+/* c (rows x d, row-major) += w (rows x K by strides) times the panels of a (K x d) matrix, each
+ * `height` rows high. */
+static void gradient_product(real *c, const real *w, int64_t rw, int64_t cw, const real *panels,
+                             int64_t height, int64_t rows, int64_t K, int64_t d) {
+    for (int64_t j = 0; j < d; j += MICRO_COLUMNS)
+        for (int64_t i = 0; i < rows; i += MICRO_ROWS)
+            micro_kernel(c + i * d + j, d, w + i * rw, rw, cw, panels + j * height, K, true);
+}
+
+/* ---- Packing ---- */
+
+/* A block of rows, scaled, padded with zeros to whole micro-tiles, in the layouts that the
+ * products read. d is the padded depth, height the padded number of rows. */
+typedef struct {
+    int64_t first, count, height;
+    real *rows;     /* (height, d) */
+    real *columns;  /* panels of MICRO_COLUMNS rows: (height / MICRO_COLUMNS, d, MICRO_COLUMNS) */
+    real *panels;   /* panels of MICRO_COLUMNS features: (d / MICRO_COLUMNS, height, ...) */
+    real *gradient; /* (height, d) */
+} block;
+
+static void pack_rows(block *b, const real *x, const real *scale, int64_t d, int64_t padded) {
+    for (int64_t i = 0; i < b->height; i++) {
+        real *to = b->rows + i * padded;
+        int64_t from = b->first + i, have = i < b->count ? d : 0;
+        real factor = scale != NULL && have > 0 ? scale[from] : 1;
+        for (int64_t k = 0; k < have; k++) to[k] = x[from * d + k] * factor;
+        memset(to + have, 0, (size_t)(padded - have) * sizeof *to);
+    }
+}
+
+static void pack_columns(block *b, int64_t padded) {
+    for (int64_t j = 0; j < b->height; j += MICRO_COLUMNS)
+        for (int64_t i = 0; i < MICRO_COLUMNS; i++)
+            for (int64_t k = 0; k < padded; k++)
+                b->columns[j * padded + k * MICRO_COLUMNS + i] = b->rows[(j + i) * padded + k];
+}
+
+static void pack_panels(block *b, int64_t padded) {
+    for (int64_t k = 0; k < padded; k += MICRO_COLUMNS)
+        for (int64_t i = 0; i < b->height; i++)
+            memcpy(b->panels + k * b->height + i * MICRO_COLUMNS, b->rows + i * padded + k,
+                   MICRO_COLUMNS * sizeof *b->panels);
+}
+
+static void add_gradient(real *dx, const block *b, int64_t d, int64_t padded) {
+    for (int64_t i = 0; i < b->count; i++)
+        for (int64_t k = 0; k < d; k++) dx[(b->first + i) * d + k] += b->gradient[i * padded + k];
+}
+
+/* ---- Jobs ---- */
+
+/* What a thread works on: one tile and the buffers that its jobs share. */
+typedef struct {
+    const tile_pass *pass;
+    tile_range r;
+    real *s, *w; /* tiles, TILE_COLUMNS apart */
+    real *f;     /* a tile of link values, for running maxima along the columns */
+    real *registers;
+    real *line, *line2; /* (TILE_COLUMNS) */
+    bool w_started;
+} worker;
+
+static int64_t width(const worker *w) {
+    return w->r.column1 - w->r.column0;
+}
+
+static const real *tile_row(const real *tile, const worker *w, int64_t row) {
+    return tile + (row - w->r.row0) * TILE_COLUMNS;
+}
+
+/* An output as an array that may be written: the machine's own register, or `line` filled. */
+static real *writable(operand o, real *line, int64_t n) {
+    if (o.array == NULL)
+        for (int64_t t = 0; t < n; t++) line[t] = o.number;
+    else memcpy(line, o.array, (size_t)n * sizeof *line);
+    return line;
+}
+
+/* Runs a job's machine for one row and masks output i with `excluded`. Only a masked or constant
+ * output is copied. */
+static const real *masked(const worker *w, const tile_job *job, operand o, real *line,
+                          real excluded, mask_class mask, bool flipped, int64_t row) {
+    if (mask == MASK_FULL && o.array != NULL) return o.array;
+    real *x = writable(o, line, width(w));
+    if (mask == MASK_MIXED) REAL(mask_apply)
+    (x, excluded, job->reduction->n_masks, job->reduction->masks, flipped, row, w->r.column0,
+     width(w));
+    return x;
+}
+
+static real sum_of(const real *x, int64_t n) {
+    real sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t t = 0; t < n; t++) sum += x[t];
+    return sum;
+}
+
+static real max_of(const real *x, int64_t n) {
+    real max = -INFINITY;
+#pragma omp simd reduction(max : max)
+    for (int64_t t = 0; t < n; t++) max = x[t] > max ? x[t] : max;
+    return max;
+}
+
+/* sum exp(x - shift); a shift of -inf has nothing to sum. */
+static real sum_exp(const real *x, real shift, int64_t n) {
+    real sum = 0;
+    if (shift == -INFINITY) return 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t t = 0; t < n; t++) sum += exp(x[t] - shift);
+    return sum;
+}
+
+static void rescale(double *sum, real *shift, real max) {
+    if (max <= *shift) return;
+    if (*sum != 0) *sum *= exp((double)*shift - (double)max);
+    *shift = max;
+}
+
+static void add_line(double *sums, const real *line, int64_t n) {
+    for (int64_t t = 0; t < n; t++) sums[t] += (double)line[t];
+}
+
+/* Forward, anchors along the rows of the tile. */
+static void forward_rows(worker *w, tile_job *job, mask_class mask) {
+    int64_t n = width(w);
+    bool running = job->reduction->kind == LN_REDUCE_LSE && !job->fixed_shift;
+    for (int64_t row = w->r.row0; row < w->r.row1; row++) {
+        operand o;
+        REAL(machine_run)
+        (&job->straight, &o, w->registers, tile_row(w->s, w, row), row, w->r.column0, n);
+        const real *x = masked(w, job, o, w->line, running ? -INFINITY : 0, mask, false, row);
+        if (running) {
+            rescale(&job->sum[row], &job->shift[row], max_of(x, n));
+            job->sum[row] += (double)sum_exp(x, job->shift[row], n);
+        } else {
+            job->sum[row] += (double)sum_of(x, n);
+        }
+    }
+}
+
+/* Forward, anchors along the columns: sums of a tile gather in a line first. With a running maximum
+ * the tile's link values are kept until its maxima are known. */
+static void forward_columns(worker *w, tile_job *job, const machine *m, mask_class mask) {
+    int64_t n = width(w);
+    bool running = job->reduction->kind == LN_REDUCE_LSE && !job->fixed_shift;
+    real *gathered = w->line2;
+    for (int64_t t = 0; t < n; t++) gathered[t] = running ? -INFINITY : 0;
+    for (int64_t row = w->r.row0; row < w->r.row1; row++) {
+        operand o;
+        REAL(machine_run)(m, &o, w->registers, tile_row(w->s, w, row), row, w->r.column0, n);
+        const real *x = masked(w, job, o, w->line, running ? -INFINITY : 0, mask, m->flipped, row);
+        if (!running) {
+            for (int64_t t = 0; t < n; t++) gathered[t] += x[t];
+            continue;
+        }
+        for (int64_t t = 0; t < n; t++) gathered[t] = x[t] > gathered[t] ? x[t] : gathered[t];
+        memcpy(w->f + (row - w->r.row0) * TILE_COLUMNS, x, (size_t)n * sizeof *x);
+    }
+    double *sum = job->sum + w->r.column0;
+    real *shift = job->shift + w->r.column0;
+    if (running) {
+        for (int64_t t = 0; t < n; t++) rescale(&sum[t], &shift[t], gathered[t]);
+        memset(gathered, 0, (size_t)n * sizeof *gathered);
+        for (int64_t row = w->r.row0; row < w->r.row1; row++) {
+            const real *x = tile_row(w->f, w, row);
+#pragma omp simd
+            for (int64_t t = 0; t < n; t++) {
+                real safe = shift[t] == -INFINITY ? 0 : shift[t];
+                gathered[t] += exp(x[t] - safe);
+            }
+        }
+    }
+    add_line(sum, gathered, n);
+}
+
+/* Forward, both halves at once: the same values, unmasked. */
+static void forward_both(worker *w, tile_job *job) {
+    int64_t n = width(w);
+    memset(w->line2, 0, (size_t)n * sizeof *w->line2);
+    for (int64_t row = w->r.row0; row < w->r.row1; row++) {
+        operand o;
+        REAL(machine_run)
+        (&job->both, &o, w->registers, tile_row(w->s, w, row), row, w->r.column0, n);
+        const real *x = masked(w, job, o, w->line, 0, MASK_FULL, false, row);
+        real sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t t = 0; t < n; t++) {
+            sum += x[t];
+            w->line2[t] += x[t];
+        }
+        job->sum[row] += (double)sum;
+    }
+    add_line(job->sum + w->r.column0, w->line2, n);
+}
+
+/* Adds the gradients of a job's parameters for one row; results follow the outputs of `m`. */
+static void add_parameters(worker *w, tile_job *job, const machine *m, const operand *results,
+                           mask_class mask, int64_t row) {
+    int output = 1;
+    for (int p = 0; p < job->reduction->n_parameters; p++) {
+        if (job->reduction->parameters[p].slope < 0) continue;
+        const real *x = masked(w, job, results[output++], w->line2, 0, mask, m->flipped, row);
+        double *sums = job->dparameters[p];
+        int kind = job->reduction->parameters[p].kind;
+        bool along = kind == (m->flipped ? LN_PARAMETER_ROW : LN_PARAMETER_COLUMN);
+        if (along) add_line(sums + w->r.column0, x, width(w));
+        else sums[row] += (double)sum_of(x, width(w));
+    }
+}
+
+/* Backward through one machine: its first output is a share of dL/dS. */
+static void backward_job(worker *w, tile_job *job, const machine *m, mask_class mask) {
+    int64_t n = width(w);
+    operand results[LN_LINK_PARAMETERS + 1];
+    for (int64_t row = w->r.row0; row < w->r.row1; row++) {
+        REAL(machine_run)(m, results, w->registers, tile_row(w->s, w, row), row, w->r.column0, n);
+        const real *x = masked(w, job, results[0], w->line, 0, mask, m->flipped, row);
+        real *to = w->w + (row - w->r.row0) * TILE_COLUMNS;
+        if (w->w_started)
+            for (int64_t t = 0; t < n; t++) to[t] += x[t];
+        else memcpy(to, x, (size_t)n * sizeof *to);
+        if (m->n_outputs > 1) add_parameters(w, job, m, results, mask, row);
+    }
+    w->w_started = true;
+}
+
+static tile_range transposed(tile_range r) {
+    return (tile_range){r.column0, r.column1, r.row0, r.row1};
+}
+
+static void run_orientation(worker *w, tile_job *job, bool flipped, mask_class mask) {
+    const machine *m = flipped ? &job->flipped : &job->straight;
+    if (mask == MASK_EMPTY) return;
+    if (w->pass->backward) backward_job(w, job, m, mask);
+    else if (flipped || job->reduction->by_column) forward_columns(w, job, m, mask);
+    else forward_rows(w, job, mask);
+}
+
+/* What the tile holds for the job: its own entries, and those of its mirror image. */
+static void classify_job(const tile_job *job, tile_mode mode, tile_range r, mask_class *straight,
+                         mask_class *flipped) {
+    const ln_reduction *reduction = job->reduction;
+    *straight = REAL(mask_classify)(reduction->n_masks, reduction->masks, r);
+    *flipped = MASK_EMPTY;
+    if (mode == TILE_MIRRORED)
+        *flipped = REAL(mask_classify)(reduction->n_masks, reduction->masks, transposed(r));
+}
+
+static void run_job(worker *w, tile_job *job, tile_mode mode) {
+    mask_class straight, flipped;
+    classify_job(job, mode, w->r, &straight, &flipped);
+    if (job->one_machine && straight == MASK_FULL && flipped == MASK_FULL) {
+        if (w->pass->backward) backward_job(w, job, &job->both, MASK_FULL);
+        else forward_both(w, job);
+        return;
+    }
+    run_orientation(w, job, false, straight);
+    run_orientation(w, job, true, flipped);
+}
+
+/* ---- The pair ---- */
+
+static bool tile_is_empty(const tile_pass *pass, tile_mode mode, tile_range r) {
+    for (int i = 0; i < pass->n_jobs; i++) {
+        mask_class straight, flipped;
+        classify_job(&pass->jobs[i], mode, r, &straight, &flipped);
+        if (straight != MASK_EMPTY || flipped != MASK_EMPTY) return false;
+    }
+    return true;
+}
+
+/* The products read whole micro-tiles: what lies between the entries and their padding is 0. */
+static void pad_weights(worker *w, int64_t rows, int64_t columns) {
+    int64_t n = width(w), have = w->r.row1 - w->r.row0;
+    for (int64_t i = 0; i < have; i++)
+        memset(w->w + i * TILE_COLUMNS + n, 0, (size_t)(columns - n) * sizeof *w->w);
+    for (int64_t i = have; i < rows; i++)
+        memset(w->w + i * TILE_COLUMNS, 0, (size_t)columns * sizeof *w->w);
+}
+
+static void run_tile(worker *w, tile_mode mode, const block *q, const block *k, int64_t padded) {
+    const tile_pass *pass = w->pass;
+    if (tile_is_empty(pass, mode, w->r)) return;
+    int64_t i = w->r.row0 - q->first, j = w->r.column0 - k->first;
+    int64_t rows = round_up(w->r.row1 - w->r.row0, MICRO_ROWS);
+    int64_t columns = round_up(width(w), MICRO_COLUMNS);
+    similarity_product(w->s, TILE_COLUMNS, q->rows + i * padded, k->columns + j * padded, rows,
+                       columns, padded);
+    w->w_started = false;
+    for (int t = 0; t < pass->n_jobs; t++) run_job(w, &pass->jobs[t], mode);
+    if (!pass->backward) return;
+    pad_weights(w, rows, columns);
+    if (pass->dq != NULL)
+        gradient_product(q->gradient + i * padded, w->w, TILE_COLUMNS, 1,
+                         k->panels + j * MICRO_COLUMNS, k->height, rows, width(w), padded);
+    if (pass->dk != NULL)
+        gradient_product(k->gradient + j * padded, w->w, 1, TILE_COLUMNS,
+                         q->panels + i * MICRO_COLUMNS, q->height, round_up(width(w), MICRO_ROWS),
+                         w->r.row1 - w->r.row0, padded);
+}
+
+int64_t REAL(tile_block_rows)(int64_t rows, int64_t d) {
+    int64_t most = (1 << 19) / ((int64_t)sizeof(real) * round_up(d, MICRO_COLUMNS));
+    int64_t wanted = rows / 32 < most ? rows / 32 : most;
+    wanted = round_up(wanted, TILE_ROWS);
+    return wanted < TILE_ROWS ? TILE_ROWS : wanted;
+}
+
+/* Heights cover whole micro-tiles of both kinds, and the last tile's overhang. */
+static int64_t padded_height(int64_t rows) {
+    return round_up(rows, MICRO_COLUMNS) + TILE_ROWS;
+}
+
+size_t REAL(tile_scratch_bytes)(const tile_pass *pass, int64_t rows) {
+    int64_t block_elements = padded_height(rows) * round_up(pass->d, MICRO_COLUMNS);
+    int64_t registers = 0;
+    for (int i = 0; i < pass->n_jobs; i++) {
+        const tile_job *j = &pass->jobs[i];
+        const int counts[] = {j->straight.n_registers, j->flipped.n_registers, j->both.n_registers};
+        for (int c = 0; c < 3; c++)
+            if (counts[c] > registers) registers = counts[c];
+    }
+    int64_t lines = (3 * (TILE_ROWS + MICRO_ROWS) + registers + 2) * TILE_COLUMNS;
+    return (size_t)(8 * block_elements + lines) * sizeof(real);
+}
+
+static real *take(real **next, int64_t n) {
+    real *p = *next;
+    *next += n;
+    return p;
+}
+
+static void block_new(block *b, real **next, int64_t first, int64_t end, int64_t padded) {
+    b->first = first;
+    b->count = end - first;
+    b->height = padded_height(b->count);
+    b->rows = take(next, b->height * padded);
+    b->columns = take(next, b->height * padded);
+    b->panels = take(next, b->height * padded);
+    b->gradient = take(next, b->height * padded);
+}
+
+static void pack_pair(const tile_pass *pass, block *q, block *k, int64_t padded) {
+    pack_rows(q, pass->q, pass->q_scale, pass->d, padded);
+    pack_rows(k, pass->k, pass->k_scale, pass->d, padded);
+    pack_columns(k, padded);
+    if (!pass->backward) return;
+    if (pass->dq != NULL) pack_panels(k, padded);
+    if (pass->dk != NULL) pack_panels(q, padded);
+    memset(q->gradient, 0, (size_t)(q->height * padded) * sizeof(real));
+    memset(k->gradient, 0, (size_t)(k->height * padded) * sizeof(real));
+}
+
+void REAL(tile_pair)(const tile_pass *pass, void *scratch, tile_mode mode, int64_t row0,
+                     int64_t row1, int64_t column0, int64_t column1) {
+    real *next = scratch;
+    int64_t padded = round_up(pass->d, MICRO_COLUMNS);
+    block q, k;
+    block_new(&q, &next, row0, row1, padded);
+    block_new(&k, &next, column0, column1, padded);
+    worker w = {.pass = pass};
+    w.s = take(&next, (TILE_ROWS + MICRO_ROWS) * TILE_COLUMNS);
+    w.w = take(&next, (TILE_ROWS + MICRO_ROWS) * TILE_COLUMNS);
+    w.f = take(&next, (TILE_ROWS + MICRO_ROWS) * TILE_COLUMNS);
+    w.line = take(&next, TILE_COLUMNS);
+    w.line2 = take(&next, TILE_COLUMNS);
+    w.registers = next;
+    pack_pair(pass, &q, &k, padded);
+    for (int64_t j = column0; j < column1; j += TILE_COLUMNS)
+        for (int64_t i = row0; i < row1; i += TILE_ROWS) {
+            w.r = (tile_range){i, i + TILE_ROWS < row1 ? i + TILE_ROWS : row1, j,
+                               j + TILE_COLUMNS < column1 ? j + TILE_COLUMNS : column1};
+            run_tile(&w, mode, &q, &k, padded);
+        }
+    if (pass->backward && pass->dq != NULL) add_gradient(pass->dq, &q, pass->d, padded);
+    if (pass->backward && pass->dk != NULL) add_gradient(pass->dk, &k, pass->d, padded);
+}
+
+/* ---- Whole rows ---- */
+
+int64_t REAL(tile_panels)(const tile_pass *pass, int64_t *elements) {
+    int64_t panels = (pass->m + MICRO_COLUMNS - 1) / MICRO_COLUMNS;
+    *elements = panels * MICRO_COLUMNS * round_up(pass->d, MICRO_COLUMNS);
+    return panels;
+}
+
+void REAL(tile_pack_panel)(const tile_pass *pass, real *panels, int64_t panel) {
+    int64_t padded = round_up(pass->d, MICRO_COLUMNS), first = panel * MICRO_COLUMNS;
+    real *to = panels + first * padded;
+    for (int64_t i = 0; i < MICRO_COLUMNS; i++) {
+        bool inside = first + i < pass->m;
+        real scale = inside && pass->k_scale != NULL ? pass->k_scale[first + i] : 1;
+        for (int64_t k = 0; k < padded; k++)
+            to[k * MICRO_COLUMNS + i] =
+                inside && k < pass->d ? pass->k[(first + i) * pass->d + k] * scale : 0;
+    }
+}
+
+int64_t REAL(tile_row_block)(const tile_pass *pass, int64_t *stride, int64_t *elements) {
+    int64_t padded = round_up(pass->d, MICRO_COLUMNS);
+    *stride = round_up(pass->m, MICRO_COLUMNS);
+    int64_t rows = (8 << 20) / (*stride * (int64_t)sizeof(real)) / MICRO_ROWS * MICRO_ROWS;
+    rows = rows < MICRO_ROWS ? MICRO_ROWS : rows > TILE_ROWS ? TILE_ROWS : rows;
+    *elements = rows * (padded + *stride);
+    return rows;
+}
+
+const real *REAL(tile_rows)(const tile_pass *pass, const real *panels, real *scratch,
+                            const ln_mask *masks, int n_masks, int64_t row0, int64_t row1) {
+    int64_t padded = round_up(pass->d, MICRO_COLUMNS), stride = round_up(pass->m, MICRO_COLUMNS);
+    int64_t rows = round_up(row1 - row0, MICRO_ROWS);
+    block b = {.first = row0, .count = row1 - row0, .height = rows, .rows = scratch};
+    real *s = scratch + rows * padded;
+    pack_rows(&b, pass->q, pass->q_scale, pass->d, padded);
+    for (int64_t j = 0; j < stride; j += TILE_COLUMNS) {
+        int64_t columns = stride - j < TILE_COLUMNS ? stride - j : TILE_COLUMNS;
+        similarity_product(s + j, stride, b.rows, panels + j * padded, rows, columns, padded);
+    }
+    for (int64_t row = row0; row < row1; row++) REAL(mask_apply)
+    (s + (row - row0) * stride, -INFINITY, n_masks, masks, false, row, 0, pass->m);
+    return s;
+}

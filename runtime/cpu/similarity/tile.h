@@ -1,0 +1,56 @@
+/* The passes of the similarity engine over one pair of row blocks, compiled once for each element
+ * type and instruction set. Internal to cpu/: tile.c runs a pair, similarity.c schedules pairs.
+ *
+ * A pass computes tiles of the similarity matrix and hands each to its jobs, one for each reduction.
+ * Invariant: a pair writes only the accumulators and gradients of its own rows and columns, so pairs
+ * that share none may run at once, and their order alone decides the bits. */
+#ifndef LN_CPU_TILE_H
+#define LN_CPU_TILE_H
+#include "machine.h"
+
+/* One reduction. Accumulators have an element for each anchor. */
+typedef struct {
+    const ln_reduction *reduction;
+    bool fixed_shift;          /* LSE: shift holds a bound; else the running maximum */
+    bool one_machine;          /* symmetric: both halves of a tile take the same values */
+    machine straight, flipped; /* anchors are the rows, the columns */
+    machine both;              /* one_machine: serves both */
+    real *shift;               /* (anchors) */
+    double *sum;               /* (anchors) */
+    double *dparameters[LN_LINK_PARAMETERS]; /* (N), or (M) for column parameters; NULL unwanted */
+} tile_job;
+
+typedef struct {
+    bool backward, symmetric;
+    int64_t n, m, d;
+    const real *q, *k;             /* (n,d), (m,d) */
+    const real *q_scale, *k_scale; /* (n), (m): factors of the rows; NULL: 1 */
+    real *dq, *dk;                 /* gradients of the scaled rows; NULL: not wanted */
+    int n_jobs;
+    tile_job *jobs;
+} tile_pass;
+
+/* Rows in a block of a pair, for rows of d elements: what fits the second-level cache. */
+int64_t REAL(tile_block_rows)(int64_t rows, int64_t d);
+/* Bytes of scratch that one thread needs for pairs of blocks of `rows` rows. */
+size_t REAL(tile_scratch_bytes)(const tile_pass *pass, int64_t rows);
+
+typedef enum {
+    TILE_PLAIN,   /* every job in its own orientation */
+    TILE_MIRRORED /* symmetric and off the diagonal: the tile also stands for its transpose */
+} tile_mode;
+void REAL(tile_pair)(const tile_pass *pass, void *scratch, tile_mode mode, int64_t row0,
+                     int64_t row1, int64_t column0, int64_t column1);
+
+/* ---- Whole rows, for order statistics ---- */
+
+/* The columns in panels: how many, and the elements they take; packing one of them. */
+int64_t REAL(tile_panels)(const tile_pass *pass, int64_t *elements);
+void REAL(tile_pack_panel)(const tile_pass *pass, real *panels, int64_t panel);
+/* How many rows one thread computes at a time, how far apart, and the elements of its scratch. */
+int64_t REAL(tile_row_block)(const tile_pass *pass, int64_t *stride, int64_t *elements);
+/* The similarities of rows row0..row1 with all columns, -inf where masked, in scratch. */
+const real *REAL(tile_rows)(const tile_pass *pass, const real *panels, real *scratch,
+                            const ln_mask *masks, int n_masks, int64_t row0, int64_t row1);
+
+#endif

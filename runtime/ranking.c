@@ -1,0 +1,185 @@
+/* The similarity operators that look at single entries and at the order of whole rows: checks,
+ * outputs, and the call of the backend. Loops over masks to count candidates, never over the
+ * similarities. */
+#include "similarity.h"
+
+#include <string.h>
+
+static int64_t columns_of(const ln_tensor *q, const ln_tensor *k) {
+    return k != NULL ? k->shape[0] : q->shape[0];
+}
+
+static ln_status check_rows(const ln_tensor *q, const ln_tensor *k, int n_masks,
+                            const ln_mask *masks) {
+    ln_status status = ln_similarity_check(q, k);
+    if (status != LN_OK) return status;
+    return ln_masks_check(n_masks, masks, ln_device(q), q->shape[0], columns_of(q, k));
+}
+
+ln_status ln_similarity_topk(ln_tensor **values, ln_tensor **columns, const ln_tensor *q,
+                             const ln_tensor *k, bool cosine, int64_t count, int n_masks,
+                             const ln_mask *masks) {
+    const ln_tensor *given[] = {*values, *columns};
+    ln_status status;
+    LN_TRY(check_rows(q, k, n_masks, masks));
+    if (count < 0 || count > columns_of(q, k))
+        LN_TRY(ln_fail(LN_BAD_ARGUMENT, "similarity: the %lld largest of %lld columns",
+                       (long long)count, (long long)columns_of(q, k)));
+    const int64_t shape[] = {q->shape[0], count};
+    LN_TRY(ln_out(values, q->dtype, ln_device(q), 2, shape, "similarity"));
+    LN_TRY(ln_out(columns, LN_INT64, ln_device(q), 2, shape, "similarity"));
+    LN_TRY(ln_backend_of(ln_device(q))
+               ->similarity_topk(*values, *columns, q, k, cosine, n_masks, masks));
+    return LN_OK;
+fail:
+    ln_out_fail(values, given[0]);
+    ln_out_fail(columns, given[1]);
+    return status;
+}
+
+static ln_status check_tail(const ln_tensor *q, const ln_tensor *k, int64_t candidates,
+                            int64_t points, int64_t burnt, int n_masks, const ln_mask *masks) {
+    ln_status status = check_rows(q, k, n_masks, masks);
+    if (status != LN_OK) return status;
+    if (points < 1 || points > candidates || burnt < 0 || burnt > points)
+        return ln_fail(LN_BAD_ARGUMENT,
+                       "similarity: a tail of %lld points, %lld of them burnt, of %lld candidates",
+                       (long long)points, (long long)burnt, (long long)candidates);
+    return LN_OK;
+}
+
+ln_status ln_similarity_tail(ln_tensor **fits, const ln_tensor *q, const ln_tensor *k, bool cosine,
+                             int64_t points, int64_t burnt, int n_masks, const ln_mask *masks) {
+    const ln_tensor *given = *fits;
+    ln_status status;
+    LN_TRY(check_tail(q, k, q != NULL ? columns_of(q, k) : 0, points, burnt, n_masks, masks));
+    const int64_t shape[] = {q->shape[0], 5};
+    LN_TRY(ln_out(fits, LN_FLOAT64, ln_device(q), 2, shape, "similarity"));
+    LN_TRY(ln_backend_of(ln_device(q))
+               ->similarity_tail(*fits, q, k, cosine, n_masks, masks, points, burnt));
+    return LN_OK;
+fail:
+    ln_out_fail(fits, given);
+    return status;
+}
+
+ln_status ln_similarity_pooled_tail(ln_tensor **fit, const ln_tensor *q, const ln_tensor *k,
+                                    bool cosine, int64_t points, int64_t burnt, int n_masks,
+                                    const ln_mask *masks) {
+    const ln_tensor *given = *fit;
+    const int64_t shape[] = {5};
+    int64_t candidates = q != NULL ? q->shape[0] * columns_of(q, k) : 0;
+    ln_status status;
+    LN_TRY(check_tail(q, k, candidates, points, burnt, n_masks, masks));
+    LN_TRY(ln_out(fit, LN_FLOAT64, ln_device(q), 1, shape, "similarity"));
+    LN_TRY(ln_backend_of(ln_device(q))
+               ->similarity_pooled_tail(*fit, q, k, cosine, n_masks, masks, points, burnt));
+    return LN_OK;
+fail:
+    ln_out_fail(fit, given);
+    return status;
+}
+
+static ln_status check_columns(const ln_tensor *columns, const ln_tensor *q, const ln_tensor *k) {
+    const ln_tensor *inputs[] = {q, columns};
+    ln_status status = ln_similarity_check(q, k);
+    if (status == LN_OK) status = ln_check_inputs("similarity", 2, inputs);
+    if (status != LN_OK) return status;
+    if (columns->ndim != 2 || columns->shape[0] != q->shape[0] || columns->dtype != LN_INT64 ||
+        !ln_is_contiguous(columns))
+        return ln_fail(LN_BAD_ARGUMENT,
+                       "similarity: columns are %s; (%lld,K) contiguous int64 is taken",
+                       ln_text(columns), (long long)q->shape[0]);
+    return ln_index_check((const int64_t *)columns->data, columns->numel, columns_of(q, k));
+}
+
+ln_status ln_similarity_at(ln_tensor **out, const ln_tensor *q, const ln_tensor *k, bool cosine,
+                           const ln_tensor *columns) {
+    const ln_tensor *given = *out;
+    ln_status status;
+    LN_TRY(check_columns(columns, q, k));
+    LN_TRY(ln_out(out, q->dtype, ln_device(q), 2, columns->shape, "similarity"));
+    LN_TRY(ln_backend_of(ln_device(q))->similarity_at(*out, q, k, cosine, columns));
+    return LN_OK;
+fail:
+    ln_out_fail(out, given);
+    return status;
+}
+
+ln_status ln_similarity_at_backward(ln_tensor **dq, ln_tensor **dk, const ln_tensor *dy,
+                                    const ln_tensor *q, const ln_tensor *k, bool cosine,
+                                    const ln_tensor *columns) {
+    ln_tensor *to_q = NULL, *to_k = NULL;
+    const ln_tensor *inputs[] = {q, dy};
+    ln_status status;
+    LN_TRY(check_columns(columns, q, k));
+    LN_TRY(ln_check_inputs("similarity", 2, inputs));
+    if (!ln_same_shape(dy, columns) || dy->dtype != q->dtype || !ln_is_contiguous(dy) ||
+        (k == NULL && dk != NULL))
+        LN_TRY(ln_fail(LN_BAD_ARGUMENT, "similarity: the gradient of entries %s is %s",
+                       ln_text(columns), ln_text(dy)));
+    if (dq != NULL) LN_TRY(ln_out(&to_q, q->dtype, ln_device(q), 2, q->shape, "similarity"));
+    if (dk != NULL) LN_TRY(ln_out(&to_k, k->dtype, ln_device(k), 2, k->shape, "similarity"));
+    LN_TRY(
+        ln_backend_of(ln_device(q))->similarity_at_backward(to_q, to_k, dy, q, k, cosine, columns));
+    if (dq != NULL) *dq = to_q;
+    if (dk != NULL) *dk = to_k;
+    return LN_OK;
+fail:
+    ln_tensor_release(to_q);
+    ln_tensor_release(to_k);
+    return status;
+}
+
+/* ---- Counting candidates ---- */
+
+static bool admits(const ln_mask *mask, int64_t row, int64_t column) {
+    const int64_t *rows = mask->row != NULL ? (const int64_t *)mask->row->data : NULL;
+    const int64_t *columns = mask->column != NULL ? (const int64_t *)mask->column->data : NULL;
+    switch (mask->kind) {
+    case LN_MASK_SELF: return row != column;
+    case LN_MASK_TRIANGLE: return column > row;
+    case LN_MASK_INDEX: return rows[row] - 1 != column;
+    case LN_MASK_SAME: return rows[row] == columns[column];
+    default: return rows[row] != columns[column];
+    }
+}
+
+static bool all_admit(int n_masks, const ln_mask *masks, int64_t row, int64_t column) {
+    for (int i = 0; i < n_masks; i++)
+        if (!admits(&masks[i], row, column)) return false;
+    return true;
+}
+
+/* Masks that drop at most one column of a row are counted without a look at the others. */
+static int64_t count_row(int64_t row, int64_t m, int n_masks, const ln_mask *masks) {
+    int64_t dropped[LN_MAX_MASKS], n = 0;
+    for (int i = 0; i < n_masks; i++) {
+        bool single = masks[i].kind == LN_MASK_SELF || masks[i].kind == LN_MASK_INDEX;
+        if (!single) {
+            int64_t count = 0;
+            for (int64_t c = 0; c < m; c++) count += all_admit(n_masks, masks, row, c);
+            return count;
+        }
+        int64_t column =
+            masks[i].kind == LN_MASK_SELF ? row : ((const int64_t *)masks[i].row->data)[row] - 1;
+        bool known = column >= m;
+        for (int64_t j = 0; j < n; j++) known |= dropped[j] == column;
+        if (!known) dropped[n++] = column;
+    }
+    return m - n;
+}
+
+ln_status ln_similarity_count(ln_tensor **out, int64_t n, int64_t m, int n_masks,
+                              const ln_mask *masks) {
+    ln_status status;
+    const ln_tensor *given = *out;
+    LN_TRY(ln_masks_check(n_masks, masks, LN_CPU, n, m));
+    LN_TRY(ln_out(out, LN_INT64, LN_CPU, 1, &n, "similarity"));
+    for (int64_t i = 0; i < n; i++)
+        ((int64_t *)(*out)->data)[i * (*out)->stride[0]] = count_row(i, m, n_masks, masks);
+    return LN_OK;
+fail:
+    ln_out_fail(out, given);
+    return status;
+}

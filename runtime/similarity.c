@@ -1,0 +1,318 @@
+/* The public similarity operators: checks q, k, links, parameters and masks, decides for each
+ * log-sum-exp between a fixed shift and a running maximum, makes the outputs, and calls the
+ * backend. No element loops over the matrix. Invariant: what reaches a backend is contiguous and
+ * of one dtype, and every index and step is in range. */
+#include "similarity.h"
+#include "link.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Rounding lets a cosine leave [-1, 1] by a little. */
+#define COSINE_SLACK 1e-6
+
+/* A fixed shift serves where exp(lowest - highest) is far from underflow: float32 holds e^-87. */
+#define SPREAD_FLOAT32 80.0
+#define SPREAD_FLOAT64 600.0
+
+/* ---- Checks ---- */
+
+ln_status ln_similarity_check(const ln_tensor *q, const ln_tensor *k) {
+    const ln_tensor *inputs[] = {q, k};
+    ln_status status = ln_check_inputs("similarity", k != NULL ? 2 : 1, inputs);
+    if (status != LN_OK) return status;
+    if (q->ndim != 2 || (q->dtype != LN_FLOAT32 && q->dtype != LN_FLOAT64))
+        return ln_fail(LN_BAD_ARGUMENT, "similarity: q is %s; (N,d) float32 or float64 is taken",
+                       ln_text(q));
+    if (k != NULL && (k->ndim != 2 || k->dtype != q->dtype || k->shape[1] != q->shape[1]))
+        return ln_fail(LN_BAD_ARGUMENT, "similarity: q is %s and k is %s; k must be (M,%lld) %s",
+                       ln_text(q), ln_text(k), (long long)q->shape[1], ln_text_dtype(q->dtype));
+    if (!ln_is_contiguous(q) || (k != NULL && !ln_is_contiguous(k)))
+        return ln_fail(LN_BAD_ARGUMENT, "similarity: q and k must be contiguous");
+    return LN_OK;
+}
+
+static ln_status check_parameter(const ln_parameter *p, int number, const ln_tensor *q, int64_t m) {
+    static const char *const kinds[] = {"a scalar", "for each row", "for each column"};
+    if (p->kind < LN_PARAMETER_SCALAR || p->kind > LN_PARAMETER_COLUMN)
+        return ln_fail(LN_BAD_ARGUMENT, "link: parameter %d has no kind %d", number + 1, p->kind);
+    const ln_tensor *inputs[] = {q, p->value};
+    ln_status status = ln_check_inputs("link", 2, inputs);
+    if (status != LN_OK) return status;
+    int64_t wanted = p->kind == LN_PARAMETER_SCALAR ? 1
+                     : p->kind == LN_PARAMETER_ROW  ? q->shape[0]
+                                                    : m;
+    if (p->value->numel != wanted || p->value->dtype != q->dtype || !ln_is_contiguous(p->value))
+        return ln_fail(LN_BAD_ARGUMENT,
+                       "link: parameter %d is %s; %s, %lld contiguous elements of %s are taken",
+                       number + 1, ln_text(p->value), kinds[p->kind], (long long)wanted,
+                       ln_text_dtype(q->dtype));
+    return LN_OK;
+}
+
+static bool is_list(const ln_tensor *t, int64_t n, int device) {
+    return t != NULL && t->ndim == 1 && t->shape[0] == n && t->dtype == LN_INT64 &&
+           ln_is_contiguous(t) && ln_device(t) == device;
+}
+
+ln_status ln_index_check(const int64_t *index, int64_t n, int64_t m) {
+    for (int64_t i = 0; i < n; i++)
+        if (index[i] < 1 || index[i] > m)
+            return ln_fail(LN_BAD_ARGUMENT,
+                           "similarity: index %lld at position %lld is outside 1..%lld",
+                           (long long)index[i], (long long)i + 1, (long long)m);
+    return LN_OK;
+}
+
+static ln_status check_mask(const ln_mask *mask, int device, int64_t n, int64_t m) {
+    if (mask->kind < LN_MASK_SELF || mask->kind > LN_MASK_TRIANGLE)
+        return ln_fail(LN_BAD_ARGUMENT, "similarity: there is no mask %d", mask->kind);
+    if (mask->kind == LN_MASK_SELF || mask->kind == LN_MASK_TRIANGLE) return LN_OK;
+    if (!is_list(mask->row, n, device))
+        return ln_fail(LN_BAD_ARGUMENT,
+                       "similarity: a mask takes (%lld) int64 for the rows; got %s", (long long)n,
+                       mask->row != NULL ? ln_text(mask->row) : "none");
+    if (mask->kind == LN_MASK_INDEX) return ln_index_check((const int64_t *)mask->row->data, n, m);
+    if (!is_list(mask->column, m, device))
+        return ln_fail(LN_BAD_ARGUMENT,
+                       "similarity: a mask takes (%lld) int64 for the columns; got %s",
+                       (long long)m, mask->column != NULL ? ln_text(mask->column) : "none");
+    return LN_OK;
+}
+
+ln_status ln_masks_check(int n_masks, const ln_mask *masks, int device, int64_t n, int64_t m) {
+    if (n_masks < 0 || n_masks > LN_MAX_MASKS)
+        return ln_fail(LN_BAD_ARGUMENT, "similarity: %d masks; up to %d are taken", n_masks,
+                       LN_MAX_MASKS);
+    ln_status status = LN_OK;
+    for (int i = 0; i < n_masks && status == LN_OK; i++)
+        status = check_mask(&masks[i], device, n, m);
+    return status;
+}
+
+static bool is_step(const ln_reduction *r, int step) {
+    return step >= 0 && step < r->n_steps;
+}
+
+static ln_status check_reduction(const ln_reduction *r, const ln_tensor *q, int64_t m) {
+    if (r->kind != LN_REDUCE_LSE && r->kind != LN_REDUCE_SUM)
+        return ln_fail(LN_BAD_ARGUMENT, "similarity: there is no reduction %d", r->kind);
+    if (r->n_parameters < 0 || r->n_parameters > LN_LINK_PARAMETERS)
+        return ln_fail(LN_BAD_ARGUMENT, "link: %d parameters; up to %d are taken", r->n_parameters,
+                       LN_LINK_PARAMETERS);
+    ln_status status = ln_link_check(r->n_steps, r->steps, r->n_parameters);
+    if (status != LN_OK) return status;
+    bool known = is_step(r, r->value) && (r->slope == -1 || is_step(r, r->slope));
+    for (int p = 0; p < r->n_parameters; p++) {
+        known &= r->parameters[p].slope == -1 || is_step(r, r->parameters[p].slope);
+        status = check_parameter(&r->parameters[p], p, q, m);
+        if (status != LN_OK) return status;
+    }
+    if (!known)
+        return ln_fail(LN_BAD_ARGUMENT, "link: its value or a slope is not one of its steps");
+    return ln_masks_check(r->n_masks, r->masks, ln_device(q), q->shape[0], m);
+}
+
+static ln_status check_all(const ln_tensor *q, const ln_tensor *k, int n, const ln_reduction *r) {
+    ln_status status = ln_similarity_check(q, k);
+    if (status != LN_OK) return status;
+    if (n < 1 || n > LN_MAX_REDUCTIONS)
+        return ln_fail(LN_BAD_ARGUMENT, "similarity: %d reductions at once; 1 to %d are taken", n,
+                       LN_MAX_REDUCTIONS);
+    int64_t m = k != NULL ? k->shape[0] : q->shape[0];
+    for (int i = 0; i < n && status == LN_OK; i++) status = check_reduction(&r[i], q, m);
+    return status;
+}
+
+/* ---- The shift ---- */
+
+static double largest_norm(const ln_tensor *x) {
+    double most = 0;
+    size_t size = ln_dtype_size(x->dtype);
+    for (int64_t i = 0; i < x->shape[0]; i++) {
+        double sum = 0;
+        for (int64_t j = 0; j < x->shape[1]; j++) {
+            double v = ln_element_get(x->dtype, x->data + (size_t)(i * x->shape[1] + j) * size);
+            sum += v * v;
+        }
+        if (!(sum <= most)) most = sum; /* a NaN stays */
+    }
+    return sqrt(most);
+}
+
+/* The range of the similarities: cosines, or Cauchy and Schwarz's bound of dot products. */
+static ln_interval similarity_range(const ln_tensor *q, const ln_tensor *k, bool cosine) {
+    double most = cosine ? 1 : largest_norm(q) * largest_norm(k != NULL ? k : q);
+    most *= 1 + COSINE_SLACK;
+    return (ln_interval){-most, most};
+}
+
+static double parameter_at(const ln_tensor *t, int64_t i) {
+    return ln_element_get(t->dtype, t->data + (size_t)i * ln_dtype_size(t->dtype));
+}
+
+static ln_interval parameter_range(const ln_tensor *t) {
+    ln_interval r = {INFINITY, -INFINITY};
+    for (int64_t i = 0; i < t->numel; i++) {
+        double v = parameter_at(t, i);
+        r.low = fmin(r.low, v);
+        r.high = fmax(r.high, v);
+    }
+    return r;
+}
+
+/* The bounds of f for each anchor: the anchors' own parameters are known, the others lie in their
+ * range. Stores the upper bounds, and tells whether a fixed shift at them serves every anchor. */
+static ln_status bound_anchors(bool *serves, ln_tensor *shift, const ln_reduction *r,
+                               ln_interval s) {
+    ln_interval steps[LN_LINK_STEPS], parameters[LN_LINK_PARAMETERS];
+    int own = r->by_column ? LN_PARAMETER_COLUMN : LN_PARAMETER_ROW;
+    double spread = shift->dtype == LN_FLOAT64 ? SPREAD_FLOAT64 : SPREAD_FLOAT32;
+    size_t size = ln_dtype_size(shift->dtype);
+    bool any_own = false;
+    for (int p = 0; p < r->n_parameters; p++) {
+        any_own |= r->parameters[p].kind == own;
+        parameters[p] = parameter_range(r->parameters[p].value);
+    }
+    *serves = true;
+    for (int64_t i = 0; i < shift->numel && *serves; i++) {
+        for (int p = 0; p < r->n_parameters; p++) {
+            double v = 0;
+            if (r->parameters[p].kind == own) v = parameter_at(r->parameters[p].value, i);
+            if (r->parameters[p].kind == own) parameters[p] = (ln_interval){v, v};
+        }
+        if (i == 0 || any_own) {
+            ln_status status = ln_link_bound(steps, r->n_steps, r->steps, s, parameters);
+            if (status != LN_OK) return status;
+        }
+        ln_interval f = steps[r->value];
+        *serves = f.high - f.low <= spread && isfinite(f.high); /* false for NaN */
+        ln_element_set(shift->dtype, shift->data + (size_t)i * size, f.high);
+    }
+    return LN_OK;
+}
+
+typedef struct {
+    ln_tensor *made[LN_MAX_REDUCTIONS];
+    const ln_tensor *used[LN_MAX_REDUCTIONS]; /* NULL: a running maximum */
+} shifts;
+
+static ln_status choose_shifts(shifts *c, const ln_tensor *q, const ln_tensor *k, bool cosine,
+                               int n, const ln_reduction *r) {
+    ln_interval s = similarity_range(q, k, cosine);
+    for (int i = 0; i < n; i++) {
+        if (r[i].kind != LN_REDUCE_LSE) continue;
+        int64_t anchors = r[i].by_column && k != NULL ? k->shape[0] : q->shape[0];
+        bool serves;
+        ln_status status = ln_out(&c->made[i], q->dtype, ln_device(q), 1, &anchors, "similarity");
+        if (status == LN_OK) status = bound_anchors(&serves, c->made[i], &r[i], s);
+        if (status != LN_OK) return status;
+        if (serves) c->used[i] = c->made[i];
+    }
+    return LN_OK;
+}
+
+static void release_shifts(shifts *c) {
+    for (int i = 0; i < LN_MAX_REDUCTIONS; i++) ln_tensor_release(c->made[i]);
+}
+
+/* ---- The operators ---- */
+
+ln_status ln_similarity_forward(ln_tensor **out, const ln_tensor *q, const ln_tensor *k,
+                                bool cosine, int n, const ln_reduction *reductions) {
+    ln_tensor *made[LN_MAX_REDUCTIONS] = {0};
+    shifts c = {0};
+    ln_status status;
+    LN_TRY(check_all(q, k, n, reductions));
+    LN_TRY(choose_shifts(&c, q, k, cosine, n, reductions));
+    for (int i = 0; i < n; i++) {
+        int64_t anchors = reductions[i].by_column && k != NULL ? k->shape[0] : q->shape[0];
+        LN_TRY(ln_out(&made[i], q->dtype, ln_device(q), 1, &anchors, "similarity"));
+    }
+    LN_TRY(
+        ln_backend_of(ln_device(q))->similarity_forward(made, q, k, cosine, n, reductions, c.used));
+    for (int i = 0; i < n; i++) {
+        out[i] = made[i];
+        made[i] = NULL;
+    }
+fail:
+    for (int i = 0; i < LN_MAX_REDUCTIONS; i++) ln_tensor_release(made[i]);
+    release_shifts(&c);
+    return status;
+}
+
+/* The gradients to be made, which are all given back where one of them fails. */
+typedef struct {
+    ln_tensor *dq, *dk, *parameters[LN_MAX_REDUCTIONS * LN_LINK_PARAMETERS];
+} gradients;
+
+static ln_status make_gradients(gradients *g, bool want_q, bool want_k, const ln_tensor *q,
+                                const ln_tensor *k, int n, const ln_reduction *r) {
+    ln_status status;
+    int next = 0;
+    if (want_q) LN_TRY(ln_out(&g->dq, q->dtype, ln_device(q), 2, q->shape, "similarity"));
+    if (want_k) LN_TRY(ln_out(&g->dk, k->dtype, ln_device(k), 2, k->shape, "similarity"));
+    for (int i = 0; i < n; i++)
+        for (int p = 0; p < r[i].n_parameters; p++, next++) {
+            const ln_tensor *value = r[i].parameters[p].value;
+            if (r[i].parameters[p].slope < 0) continue;
+            LN_TRY(ln_out(&g->parameters[next], value->dtype, ln_device(value), value->ndim,
+                          value->shape, "similarity"));
+        }
+    return LN_OK;
+fail:
+    return status;
+}
+
+static ln_status check_cotangents(const ln_tensor *const *dy, const ln_tensor *const *y,
+                                  const ln_tensor *q, const ln_tensor *k, int n,
+                                  const ln_reduction *r) {
+    for (int i = 0; i < n; i++) {
+        int64_t anchors = r[i].by_column && k != NULL ? k->shape[0] : q->shape[0];
+        const ln_tensor *pair[] = {q, y[i], dy[i]};
+        ln_status status = ln_check_inputs("similarity", 3, pair);
+        if (status != LN_OK) return status;
+        for (int j = 1; j < 3; j++)
+            if (pair[j]->ndim != 1 || pair[j]->shape[0] != anchors || pair[j]->dtype != q->dtype ||
+                !ln_is_contiguous(pair[j]))
+                return ln_fail(LN_BAD_ARGUMENT,
+                               "similarity: a result or its gradient is %s; (%lld) contiguous %s "
+                               "is taken",
+                               ln_text(pair[j]), (long long)anchors, ln_text_dtype(q->dtype));
+        if (r[i].slope < 0)
+            return ln_fail(LN_BAD_ARGUMENT, "similarity: reduction %d has no slope", i + 1);
+    }
+    return LN_OK;
+}
+
+ln_status ln_similarity_backward(ln_tensor **dq, ln_tensor **dk, ln_tensor **dparameters,
+                                 const ln_tensor *const *dy, const ln_tensor *const *y,
+                                 const ln_tensor *q, const ln_tensor *k, bool cosine, int n,
+                                 const ln_reduction *reductions) {
+    gradients g = {0};
+    shifts c = {0};
+    int count = 0;
+    ln_status status;
+    LN_TRY(check_all(q, k, n, reductions));
+    LN_TRY(check_cotangents(dy, y, q, k, n, reductions));
+    if (k == NULL && dk != NULL)
+        LN_TRY(ln_fail(LN_BAD_ARGUMENT, "similarity: there is no k to take a gradient"));
+    LN_TRY(choose_shifts(&c, q, k, cosine, n, reductions));
+    LN_TRY(make_gradients(&g, dq != NULL, dk != NULL, q, k, n, reductions));
+    LN_TRY(ln_backend_of(ln_device(q))
+               ->similarity_backward(g.dq, g.dk, g.parameters, dy, y, q, k, cosine, n, reductions,
+                                     c.used));
+    for (int i = 0; i < n; i++) count += reductions[i].n_parameters;
+    if (dq != NULL) *dq = g.dq;
+    if (dk != NULL) *dk = g.dk;
+    for (int i = 0; i < count; i++)
+        if (g.parameters[i] != NULL) dparameters[i] = g.parameters[i];
+    g = (gradients){0};
+fail:
+    ln_tensor_release(g.dq);
+    ln_tensor_release(g.dk);
+    for (int i = 0; i < LN_MAX_REDUCTIONS * LN_LINK_PARAMETERS; i++)
+        ln_tensor_release(g.parameters[i]);
+    release_shifts(&c);
+    return status;
+}

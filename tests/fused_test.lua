@@ -1,0 +1,285 @@
+-- The fused similarity engine against the dense one: random links over the whole vocabulary with
+-- random masks and parameters, value and every gradient; order statistics, shared passes, bits that
+-- do not depend on the team; and the tracer: what it simplifies, derives and refuses.
+local lunce = require "lunce"
+local link = require "lunce.link"
+local similarity = require "lunce.similarity"
+local dense = require "lunce.similarity.dense"
+local fused = require "lunce.similarity.fused"
+local symbol = require "lunce.link.symbol"
+
+-- A random source that Lua's own state does not disturb.
+local function source(seed)
+  local state = seed
+  return function(n)
+    state = (state * 1103515245 + 12345) % 2147483648
+    return math.floor(state / 65536) % n + 1
+  end
+end
+
+-- Random expressions that stay in their domains over [-1, 1]; every word of the vocabulary occurs.
+local function expression(pick, depth, leaves)
+  local function sub() return expression(pick, depth - 1, leaves) end
+  if depth == 0 then
+    local leaf = leaves[pick(#leaves)]
+    return function(s, p) return leaf(s, p) end
+  end
+  local a, b = sub(), sub()
+  local forms = {
+    function(s, p) return a(s, p) + b(s, p) end,
+    function(s, p) return a(s, p) - b(s, p) end,
+    function(s, p) return a(s, p) * b(s, p) end,
+    function(s, p) return a(s, p) / (link.square(b(s, p)) + 1.5) end,
+    function(s, p) return link.exp(link.clamp(a(s, p), -2, 2)) end,
+    function(s, p) return link.expm1(link.tanh(a(s, p))) end,
+    function(s, p) return link.log(link.abs(a(s, p)) + 0.5) end,
+    function(s, p) return link.log(1 - link.min(link.tanh(a(s, p)), 0.9)) end,
+    function(s, p) return link.log1p(link.square(a(s, p))) end,
+    function(s, p) return link.sqrt(link.square(a(s, p)) + 0.3) end,
+    function(s, p) return link.sigmoid(a(s, p)) end,
+    function(s, p) return link.softplus(a(s, p)) end,
+    function(s, p) return link.max(a(s, p), b(s, p)) end,
+    function(s, p) return link.where(link.gt(a(s, p), 0.1), a(s, p), b(s, p)) end,
+    function(s, p) return link.where(link.le(a(s, p), b(s, p)), b(s, p) * 2, -a(s, p)) end,
+    function(s, p) return (link.square(a(s, p)) + 0.7) ^ 1.5 end,
+    function(s, p) return (link.sigmoid(a(s, p)) + 0.2) ^ link.tanh(b(s, p)) end,
+    function(s, p) return link.relu(a(s, p) + 0.05) - 3 end,
+  }
+  return forms[pick(#forms)]
+end
+
+local LEAVES = {
+  function(s) return s end, function(s) return s end, function(s) return 2 * s end,
+  function(_, p) return p[1] end, function(_, p) return p[2] end, function(_, p) return p[3] end,
+  function(s, p) return s * p[2] end, function(s, p) return s - p[3] end,
+}
+
+local function masked(S, kinds, labels)
+  for _, kind in ipairs(kinds) do
+    if kind == 1 and S.N == S.M then S = S:without_self()
+    elseif kind == 2 then S = S:without(labels.index)
+    elseif kind == 3 then S = S:same(labels.rows, labels.columns)
+    elseif kind == 4 then S = S:different(labels.rows, labels.columns)
+    elseif kind == 5 and S.N == S.M then S = S:triangle() end
+  end
+  return S
+end
+
+-- One random case: the reduction's value and the gradients of q, k and the three parameters.
+local function evaluate(engine, case, dtype)
+  local function leaf(shape, seed, low, high)
+    local x = lunce.rand(shape, { seed = seed, dtype = "float64" }) * (high - low) + low
+    return x:to(dtype):requires_grad_()
+  end
+  local q, k = leaf({ case.N, case.D }, case.seed, -1, 1), nil
+  if not case.symmetric then k = leaf({ case.M, case.D }, case.seed + 1, -1, 1) end
+  local p = { leaf({ 1 }, case.seed + 2, 0.3, 1.5), leaf({ case.N, 1 }, case.seed + 3, -1, 1),
+    leaf({ 1, case.M }, case.seed + 4, -1, 1) }
+  local labels = { rows = lunce.randint(1, 3, { case.N }, { seed = case.seed + 5 }),
+    columns = lunce.randint(1, 3, { case.M }, { seed = case.seed + 6 }),
+    index = lunce.randint(1, case.M, { case.N }, { seed = case.seed + 7 }) }
+  local S = masked(similarity.cosine(q, k), case.masks, labels)
+  local y = engine[case.kind](S, function(s, a, b, c) return case.f(s, { a, b, c }) + s * 0 end, p)
+  local weights = lunce.rand(case.N, { seed = case.seed + 8, dtype = "float64" }):to(dtype)
+  local total = (y:masked_fill(y:eq(-math.huge), 0) * weights):sum()
+  if total.requires_grad then total:backward() end
+  return { y = y:detach(), q = q.grad, k = k and k.grad, p1 = p[1].grad, p2 = p[2].grad,
+    p3 = p[3].grad }
+end
+
+local function random_case(i)
+  local pick = source(7919 * i + 13)
+  -- A cosine of exactly 1 would sit on the threshold of s * b <= b, so D > 1 and no row meets itself.
+  local case = { seed = 1000 * i, D = 1 + pick(40), N = pick(120), symmetric = pick(2) == 1,
+    kind = pick(2) == 1 and "lse" or "sum", masks = {} }
+  if case.symmetric then case.masks[1] = 1 end
+  case.M = case.symmetric and case.N or pick(150)
+  for _ = 1, pick(3) - 1 do case.masks[#case.masks + 1] = pick(5) end
+  case.f = expression(pick, 1 + pick(3), LEAVES)
+  return case
+end
+
+-- Relative to the larger of the two, in norm: a gradient may be small against what cancels in it.
+local function far(a, b, tolerance, scale)
+  if not a or not b then
+    local there = a or b
+    return there and there:to("float64"):norm():item() > tolerance * scale and "one is missing"
+  end
+  local x, y = a:to("float64"), b:to("float64")
+  if not x:eq(-math.huge):eq(y:eq(-math.huge)):all():item() then return "other rows are empty" end
+  x, y = x:masked_fill(x:eq(-math.huge), 0), y:masked_fill(y:eq(-math.huge), 0)
+  local difference = (x - y):norm():item()
+  local size = math.max(y:norm():item(), scale)
+  if not (difference <= tolerance * size) then
+    return ("off by %.3g of %.3g"):format(difference, size)
+  end
+end
+
+describe("500 random links", function()
+  it("fused equals dense in float64 and float32, value and every gradient", function()
+    local faults = {}
+    for i = 1, 500 do
+      local case = random_case(i)
+      local expected = evaluate(dense, case, "float64")
+      local scale = (expected.q and expected.q:norm():item() or 0) + 1e-3
+      -- float32: a where or a clamp may fall to the other side of its threshold, so links are compared
+      -- to a hundredth there; float64 shows that the arithmetic is the same.
+      -- A gradient that all cancels is rounding: it is measured against its terms, of size 0.1.
+      for dtype, tolerance in pairs{ float64 = 1e-9, float32 = 1e-2 } do
+        if dtype == "float32" then scale = scale + 0.1 end
+        local got = evaluate(fused, case, dtype)
+        for _, name in ipairs{ "y", "q", "k", "p1", "p2", "p3" } do
+          local fault = far(got[name], expected[name], tolerance, name == "y" and 1e-3 or scale)
+          if fault then
+            faults[#faults + 1] = ("link %d, %s %s: %s"):format(i, dtype, name, fault)
+          end
+        end
+      end
+    end
+    assert.equal("", table.concat(faults, "\n"))
+  end)
+end)
+
+describe("the engine", function()
+  local function leaf(n, d, seed) return lunce.randn(n, d, { seed = seed }):requires_grad_() end
+
+  it("gives the same bits for every team, and on repeat", function()
+    local before, first = lunce.threads(), nil
+    for _, team in ipairs{ 1, 2, 3, 5, 2 } do
+      lunce.threads(team)
+      local z = leaf(700, 48, 3)
+      local y = similarity.cosine(z):without_self():lse(function(s) return s / 0.1 end)
+      y:sum():backward()
+      first = first or { y, z.grad }
+      assert.is_true(first[1]:eq(y):all():item())
+      assert.is_true(first[2]:eq(z.grad):all():item())
+    end
+    lunce.threads(before)
+  end)
+
+  it("computes reductions of one matrix together, transposed ones too", function()
+    local results = {}
+    for i, engine in ipairs{ fused, dense } do
+      local q, k = leaf(90, 16, 1), leaf(70, 16, 2)
+      local scale = lunce.tensor({ 3 }):requires_grad_()
+      local S = similarity.cosine(q, k)
+      local f = function(s, t) return s * t end
+      local parts = { engine.together(function()
+        return engine.lse(S, f, { scale }), engine.lse(S:t(), f, { scale }), engine.sum(S, f, { 2 })
+      end) }
+      (parts[1]:sum() + parts[2]:square():sum() + parts[3]:mean()):backward()
+      results[i] = { parts[1], parts[2], parts[3], q.grad, k.grad, scale.grad }
+    end
+    for i, x in ipairs(results[1]) do
+      local y = results[2][i]
+      assert.is_true((x - y):norm():item() <= 1e-5 * y:norm():item())
+    end
+  end)
+
+  it("refuses a shared result before together returns", function()
+    local S = similarity.cosine(leaf(5, 3, 1))
+    assert.has_error_match(function()
+      similarity.together(function() return S:lse() + 1 end)
+    end, "when similarity.together returns")
+  end)
+
+  it("takes a second backward only with retain_graph", function()
+    local z = leaf(20, 4, 1)
+    local y = similarity.cosine(z):lse():sum()
+    y:backward{ retain_graph = true }
+    local once = z.grad:clone()
+    y:backward()
+    assert.is_true((z.grad - once * 2):norm():item() <= 1e-6 * once:norm():item())
+    assert.has_error_match(function() y:backward() end, "freed")
+  end)
+
+  it("finds the same largest entries and tails as a sort", function()
+    for _, dtype in ipairs{ "float32", "float64" } do
+      local q, k = lunce.randn(60, 12, { seed = 4 }):to(dtype), lunce.randn(500, 12, { seed = 5 }):to(dtype)
+      local S = similarity.cosine(q, k):without(lunce.arange(1, 60, 1, { dtype = "int64" }))
+      local values, columns = fused.topk(S, 40)
+      local expected = dense.topk(S, 40)
+      assert.is_true((values - expected):abs():max():item() <= 1e-6)
+      assert.is_true((dense.dense(S):gather(2, columns) - expected):abs():max():item() <= 1e-6)
+      local a, b = fused.tail(S, 50), dense.tail(S, 50)
+      for _, name in ipairs{ "rho", "beta_hat", "r2", "delta_aic" } do
+        assert.is_true((a[name] - b[name]):norm():item() <= 1e-4 * b[name]:norm():item(), name)
+      end
+      local c, d = fused.pooled_tail(S, 1024), dense.pooled_tail(S, 1024)
+      for _, name in ipairs{ "beta_hat", "r2", "delta_aic" } do
+        assert.is_true(math.abs(c[name]:item() - d[name]:item()) <= 1e-4 * math.abs(d[name]:item()), name)
+      end
+      assert.same(dense.count(S):tolist(), fused.count(S):tolist())
+    end
+  end)
+
+  it("keeps live memory to the tensors of the call, whatever N x M", function()
+    local z = leaf(4096, 32, 1)
+    lunce.reset_peak_memory()
+    local before = lunce.memory().live_bytes
+    local y = similarity.cosine(z):without_self():lse(function(s) return s / 0.5 end):mean()
+    y:backward()
+    local grown = lunce.memory().peak_bytes - before
+    assert.is_true(grown < 2 ^ 20 * 4, grown) -- dense: 64 MB for the matrix alone
+  end)
+
+  it("runs a running maximum where no fixed shift serves", function()
+    local z = leaf(64, 8, 9):detach():to("float64"):requires_grad_()
+    local S = similarity.cosine(z)
+    local f = function(s) return s / 0.001 end
+    local y, expected = fused.lse(S, f, {}), dense.lse(S, f, {})
+    assert.is_true((y - expected):abs():max():item() <= 1e-9 * 1000)
+  end)
+end)
+
+describe("tracing", function()
+  local function traced(f)
+    local graph = symbol.graph(function() end)
+    local s = symbol.similarity(graph)
+    return f(s), s
+  end
+
+  it("simplifies as it goes", function()
+    for text, f in pairs{
+      ["log1p(-s)"] = function(s) return link.log(1 - s) end,
+      ["softplus(s)"] = function(s) return link.log(1 + link.exp(s)) end,
+      ["sigmoid(s)"] = function(s) return 1 / (1 + link.exp(-s)) end,
+      ["(s * 6)"] = function(s) return s * 2 * 3 end,
+      ["s"] = function(s) return s * 1 + 0 end,
+      ["7"] = function(s) return s * 0 + 7 end,
+      ["square(s)"] = function(s) return s * s end,
+    } do
+      assert.equal(text, tostring((traced(f))))
+    end
+  end)
+
+  it("shares common expressions", function()
+    local f = traced(function(s) return link.exp(s) * link.exp(s) + link.exp(s) end)
+    local count = 0
+    for i = 1, f.graph.count do
+      if f.graph.nodes[i].op == "exp" then count = count + 1 end
+    end
+    assert.equal(1, count)
+  end)
+
+  local S = similarity.cosine(lunce.randn(6, 3, { seed = 1 }))
+  local function refused(pattern, f, ...)
+    local given = { ... }
+    local ok, message = pcall(function() local y = S:lse(f, unpack(given)) return y end)
+    assert.is_false(ok)
+    assert.matches("fused_test.lua:%d+:", message)
+    assert.matches(pattern, message)
+  end
+
+  it("refuses what cannot be traced, with the way to write it", function()
+    refused("link.where", function(s) return s < 0.5 and s or 0 end)
+    refused("link.where", function(s) if link.gt(s, 0.5) then return s end return 0 * s end)
+    refused("link.exp", function(s) return math.exp(s) end)
+    refused("no \"sin\"", function(s) return s:sin() end)
+    refused("must give an expression", function() return "text" end)
+    refused("for a matrix", function(s) return s * lunce.ones(5) end)
+    refused("parameter 1 has shape", function(s, t) return s * t end, lunce.ones(7))
+    refused("log's argument", function(s) return link.log(s) end)
+    refused("divisor", function(s) return 1 / s end)
+  end)
+end)
