@@ -3,28 +3,14 @@
 --
 --   ./lunce tests/stress/steps.lua --steps=10000
 local lunce = require "lunce"
-local memory = dofile(debug.getinfo(1, "S").source:match "^@(.*/)" .. "memory.lua")
-local nn = lunce.nn
+
+local here = debug.getinfo(1, "S").source:match "^@(.*/)"
+local memory, network = dofile(here .. "memory.lua"), dofile(here .. "network.lua")
 
 local args = lunce.args({ steps = 10000 }, { ... })
 
 local MB = 2 ^ 20
-local B = 16   -- pairs
 local WARM = 5 -- steps until all that a step keeps is there: gradients, the optimiser's state
-
-local function new_step()
-  lunce.manual_seed(1)
-  local net = nn.Sequential(nn.Linear(20, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 8))
-  local optimiser = lunce.optim.Adam(net:parameters(), { lr = 1e-3 })
-  return function()
-    optimiser:zero_grad()
-    local z = net(lunce.randn(2 * B, 20))
-    local value = lunce.loss.nt_xent(z:narrow(1, 1, B), z:narrow(1, B + 1, B), { tau = 0.5 })
-    value:backward()
-    optimiser:step()
-    return value:item()
-  end
-end
 
 local function in_scopes(step)
   local first
@@ -41,27 +27,28 @@ end
 
 -- Lua's own heap is held to a bound too: what Lua remembers of tensors must not grow.
 local function without(step)
-  local soft, every = 4 * MB, math.max(args.steps / 10, WARM)
+  local soft, every = 4 * MB, math.max(math.floor(args.steps / 10), WARM)
   local limits, first, lua_heap = lunce.memory(), nil, nil
   lunce.memory_limit{ soft = soft }
   for i = 1, args.steps do
     step()
-    if i % every == 0 then
-      if first then memory.same_as(first, "step " .. i) end
-      first = first or memory.settled()
-      lua_heap = lua_heap or collectgarbage "count"
+    if i == WARM then
+      first, lua_heap = memory.settled(), collectgarbage "count"
+      lunce.reset_peak_memory()
+    elseif i % every == 0 then
+      memory.same_as(first, "step " .. i)
     end
-    if i == WARM then lunce.reset_peak_memory() end
   end
   local peak = lunce.memory().peak_bytes
   lunce.memory_limit{ soft = limits.soft_bytes }
   assert(peak <= first.live_bytes + soft + MB, ("%d bytes were live"):format(peak))
-  assert(collectgarbage "count" <= lua_heap + 1024, "Lua's heap grew")
+  memory.settled()
+  assert(collectgarbage "count" <= lua_heap + 1024, "Lua's heap grew by more than 1 MB")
 end
 
 local before = memory.settled()
 for _, loop in ipairs{ in_scopes, without } do
-  loop(new_step())
+  loop(network().step)
   memory.same_as(before, "steps")
 end
 print(("steps: %d in scopes and %d without: live bytes and tensors flat"):format(args.steps,
