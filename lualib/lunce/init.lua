@@ -75,7 +75,8 @@ end
 -- ---- Submodules ------------------------------------------------------------------------------
 
 local submodules = { nn = true, models = true, optim = true, loss = true, similarity = true,
-  evt = true, data = true, augment = true, eval = true, io = true, args = true, random = true }
+  evt = true, data = true, augment = true, eval = true, io = true, args = true, random = true,
+  link = true, plot = true, progress = true }
 
 return setmetatable(M, {
   __index = function(t, name)

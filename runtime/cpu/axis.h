@@ -17,8 +17,7 @@ typedef struct {
 static inline int axis_insert(axis *axes, int n, axis a) {
     if (a.extent == 1) return n;
     int place = n;
-    for (; place > 0 && axes[place - 1].step[0] < a.step[0]; place--)
-        axes[place] = axes[place - 1];
+    for (; place > 0 && axes[place - 1].step[0] < a.step[0]; place--) axes[place] = axes[place - 1];
     axes[place] = a;
     return n + 1;
 }

@@ -16,8 +16,8 @@ typedef struct {
     int64_t rows, n;
     double eps;
     int64_t chunk_rows, chunks;
-    double *weight, *bias; /* n of each */
-    double *row;           /* of each member: two rows */
+    double *weight, *bias;   /* n of each */
+    double *row;             /* of each member: two rows */
     double *dweight, *dbias; /* chunks x n */
 } layer;
 
@@ -141,8 +141,8 @@ static void join(const layer *l, double *chunks, ln_tensor *result) {
 }
 
 /* Plans, and makes all arrays in one block of scratch, which starts at l->weight. */
-static ln_status plan(layer *l, const ln_tensor *weight, const ln_tensor *bias,
-                      int ndim_normalised, const char *what) {
+static ln_status plan(layer *l, const ln_tensor *weight, const ln_tensor *bias, int ndim_normalised,
+                      const char *what) {
     l->rows = l->n = 1;
     for (int i = 0; i < l->x->ndim; i++)
         *(i < l->x->ndim - ndim_normalised ? &l->rows : &l->n) *= l->x->shape[i];
@@ -191,9 +191,9 @@ fail:
 }
 
 ln_status CPU(layer_norm_backward)(ln_tensor *dx, ln_tensor *dweight, ln_tensor *dbias,
-                                   const ln_tensor *dy, const ln_tensor *x,
-                                   const ln_tensor *weight, const ln_tensor *mean,
-                                   const ln_tensor *rstd, int ndim_normalised) {
+                                   const ln_tensor *dy, const ln_tensor *x, const ln_tensor *weight,
+                                   const ln_tensor *mean, const ln_tensor *rstd,
+                                   int ndim_normalised) {
     const char *what = "layer_norm_backward";
     layer l = {.x = x, .dy = dy, .out = dx, .mean_in = mean, .rstd_in = rstd};
     ln_tensor *made[8] = {NULL}, *dw = dweight, *db = dbias;

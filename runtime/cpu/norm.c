@@ -111,8 +111,7 @@ static void sum_body(void *context, int64_t item, int member) {
     strip s = strip_of(b, item);
     double first[ROW] = {0}, second[ROW] = {0}, mean[ROW];
     spread(&s, mean, b->mean);
-    for (int64_t piece = 0; piece < b->pieces; piece++)
-        add_rows(b, &s, piece, first, second, mean);
+    for (int64_t piece = 0; piece < b->pieces; piece++) add_rows(b, &s, piece, first, second, mean);
     int64_t each = s.lanes / s.channels, at = item / b->strips * b->C + s.channel;
     for (int64_t c = 0; c < s.channels; c++) {
         b->first[at + c] = CPU(row_sum)(first + c * each, each);
@@ -200,8 +199,8 @@ static ln_status plan(batch *b, const char *what) {
     double *p = ln_scratch_new((size_t)cells * sizeof *p, what);
     if (p == NULL) return LN_OUT_OF_MEMORY;
     memset(p, 0, (size_t)cells * sizeof *p);
-    double **const arrays[ARRAYS] = {&b->mean,    &b->scale, &b->shift, &b->mean_dy, &b->slope,
-                                     &b->sum, &b->square, &b->rstd,  &b->other};
+    double **const arrays[ARRAYS] = {&b->mean, &b->scale,  &b->shift, &b->mean_dy, &b->slope,
+                                     &b->sum,  &b->square, &b->rstd,  &b->other};
     for (int i = 0; i < ARRAYS; i++, p += b->C) *arrays[i] = p;
     b->first = p;
     b->second = p + b->chunks * b->C;
@@ -261,8 +260,7 @@ static void move_running(const batch *b, ln_tensor *running, const double *new, 
                          double momentum) {
     if (running == NULL) return;
     load(b, b->other, running, 0);
-    for (int64_t c = 0; c < b->C; c++)
-        b->other[c] += momentum * (new[c] * factor - b->other[c]);
+    for (int64_t c = 0; c < b->C; c++) b->other[c] += momentum * (new[c] * factor - b->other[c]);
     store(b, running, b->other);
 }
 
@@ -306,9 +304,8 @@ fail:
 /* With d = x - mean: dweight = rstd sum of dy d, dbias = sum of dy; in training, whose statistics
  * depend on x, dx = (dy - mean of dy - d rstd^2 mean of dy d) weight rstd. */
 ln_status CPU(batch_norm_backward)(ln_tensor *dx, ln_tensor *dweight, ln_tensor *dbias,
-                                   const ln_tensor *dy, const ln_tensor *x,
-                                   const ln_tensor *weight, const ln_tensor *mean,
-                                   const ln_tensor *rstd, bool training) {
+                                   const ln_tensor *dy, const ln_tensor *x, const ln_tensor *weight,
+                                   const ln_tensor *mean, const ln_tensor *rstd, bool training) {
     batch b = {.x = x, .dy = dy, .out = dx};
     ln_tensor *made_x = NULL, *made_dy = NULL, *made_dx = NULL;
     ln_status status;

@@ -1,10 +1,11 @@
 /* Reductions over any set of dimensions, extremes with their positions, and running sums. x is
  * never copied: its dimensions, ordered by stride, are read as rows of up to ROW elements an
  * equal step apart. A row holds `columns` results side by side (1 where the innermost dimension is
- * reduced), each in up to `replicas` lanes, which a halving tree joins at the end of a chunk. Invariants: chunks depend on shapes only and are joined in order, so every team gives
- * the same bits; floating elements are summed in double, integers in int64 (which wraps). */
+ * reduced), each in up to `replicas` lanes, which a halving tree joins at the end of a chunk.
+ * Invariants: chunks depend on shapes only and are joined in order, so every team gives the same
+ * bits; floating elements are summed in double, integers in int64 (which wraps). */
 #include "axis.h"
-#include "row.h"
+#include "fold.h"
 
 enum {
     CHUNK = 1 << 15, /* elements that one item of the team reduces, about */
@@ -12,11 +13,6 @@ enum {
 };
 
 enum { IN, OUT, AT }; /* the tensors of an axis */
-
-typedef enum { ADD, MULTIPLY, MAXIMUM, ADD_INTEGER, MULTIPLY_INTEGER, MAXIMUM_INTEGER } fold_kind;
-typedef enum {
-    SAME, NEGATIVE, INVERSE, NONZERO, ZERO, ABSOLUTE, SQUARE, DEVIATION, EXPONENTIAL
-} map_kind;
 
 typedef struct {
     const ln_tensor *x;
@@ -102,108 +98,6 @@ static int64_t block_columns(const reduction *r, int64_t index) {
     return smaller(ROW, r->column.extent - index % r->column_blocks * ROW);
 }
 
-/* ---- Maps and folds of rows ---- */
-
-/* c: what the map takes of each element, or NULL; single: exponentials in float32. */
-static void apply_map(map_kind m, ln_cell *restrict x, const double *restrict c, int64_t n,
-                      bool single) {
-    double *f = &x->f;
-    int64_t *whole = &x->i;
-    switch (m) {
-    case SAME: break;
-    case NEGATIVE:
-        for (int64_t i = 0; i < n; i++) f[i] = -f[i];
-        break;
-    case INVERSE: /* reverses the order of integers, where a minus could overflow */
-        for (int64_t i = 0; i < n; i++) whole[i] = ~whole[i];
-        break;
-    case NONZERO:
-        for (int64_t i = 0; i < n; i++) f[i] = f[i] != 0;
-        break;
-    case ZERO:
-        for (int64_t i = 0; i < n; i++) f[i] = f[i] == 0;
-        break;
-    case ABSOLUTE:
-        for (int64_t i = 0; i < n; i++) f[i] = fabs(f[i]);
-        break;
-    case SQUARE:
-        for (int64_t i = 0; i < n; i++) f[i] *= f[i];
-        break;
-    case DEVIATION:
-        for (int64_t i = 0; i < n; i++) f[i] -= c[i];
-        for (int64_t i = 0; i < n; i++) f[i] *= f[i];
-        break;
-    case EXPONENTIAL:
-        for (int64_t i = 0; i < n; i++) f[i] -= c[i];
-        CPU(row_exp)(f, n, single);
-    }
-}
-
-static ln_cell identity_of(fold_kind f) {
-    switch (f) {
-    case MULTIPLY: return (ln_cell){.f = 1};
-    case MULTIPLY_INTEGER: return (ln_cell){.i = 1};
-    case MAXIMUM: return (ln_cell){.f = -INFINITY};
-    case MAXIMUM_INTEGER: return (ln_cell){.i = INT64_MIN};
-    default: return (ln_cell){.i = 0}; /* 0.0 too */
-    }
-}
-
-/* a[i] = a[i] folded with x[i]. A NaN wins a maximum. */
-static void apply_fold(fold_kind f, ln_cell *restrict a, const ln_cell *restrict x, int64_t n) {
-    double *af = &a->f;
-    const double *xf = &x->f;
-    uint64_t *au = &a->u;
-    const uint64_t *xu = &x->u;
-    switch (f) {
-    case ADD:
-        for (int64_t i = 0; i < n; i++) af[i] += xf[i];
-        break;
-    case MULTIPLY:
-        for (int64_t i = 0; i < n; i++) af[i] *= xf[i];
-        break;
-    case MAXIMUM:
-        for (int64_t i = 0; i < n; i++)
-            af[i] = (xf[i] > af[i]) | (xf[i] != xf[i]) ? xf[i] : af[i];
-        break;
-    case ADD_INTEGER:
-        for (int64_t i = 0; i < n; i++) au[i] += xu[i];
-        break;
-    case MULTIPLY_INTEGER:
-        for (int64_t i = 0; i < n; i++) au[i] *= xu[i];
-        break;
-    case MAXIMUM_INTEGER:
-        for (int64_t i = 0; i < n; i++) au[i] = (uint64_t)larger((int64_t)au[i], (int64_t)xu[i]);
-    }
-}
-
-/* The largest and its position; of equals, and of NaNs, the one that comes first. */
-static void fold_extremes(bool integer, ln_cell *restrict a, ln_cell *restrict a_at,
-                          const ln_cell *restrict x, const ln_cell *restrict x_at, int64_t n) {
-    double *af = &a->f;
-    const double *xf = &x->f;
-    int64_t *ai = &a->i, *at = &a_at->i;
-    const int64_t *xi = &x->i, *new_at = &x_at->i;
-    for (int64_t i = 0; integer && i < n; i++) {
-        bool take = (xi[i] > ai[i]) | ((xi[i] == ai[i]) & (new_at[i] < at[i]));
-        ai[i] = take ? xi[i] : ai[i];
-        at[i] = take ? new_at[i] : at[i];
-    }
-    for (int64_t i = 0; !integer && i < n; i++) {
-        bool x_nan = xf[i] != xf[i], a_nan = af[i] != af[i];
-        bool above = (xf[i] > af[i]) | (x_nan & !a_nan);
-        bool level = (xf[i] == af[i]) | (x_nan & a_nan);
-        bool take = above | (level & (new_at[i] < at[i]));
-        af[i] = take ? xf[i] : af[i];
-        at[i] = take ? new_at[i] : at[i];
-    }
-}
-
-static void fill(ln_cell *row, ln_cell value, int64_t n) {
-    uint64_t *u = &row->u;
-    for (int64_t i = 0; i < n; i++) u[i] = value.u;
-}
-
 /* ---- Rows ---- */
 
 /* The place of a row of the block in x, and the lane positions that it holds. */
@@ -219,63 +113,51 @@ static void load_row(const reduction *r, ln_cell *cells, const char *place, int6
     CPU(row_load)(cells, place, r->x->dtype, n, r->column.step[IN], r->integer);
 }
 
-/* ---- Packed float32, the bulk of what programs reduce: without the detour through cells ---- */
+/* ---- Reducing a chunk ---- */
 
 static bool is_packed_float(const reduction *r) {
     return r->x->dtype == LN_FLOAT32 && r->column.step[IN] == 1;
 }
 
-static bool has_nan(const float *x, int64_t n) {
-    int found = 0;
-    for (int64_t i = 0; i < n; i++) found |= x[i] != x[i];
-    return found;
+/* Sums of a few terms may be taken in float32, but not by var, which squares deviations from what
+ * they give. */
+static bool is_float_sum(const reduction *r, map_kind map, fold_kind fold) {
+    return is_packed_float(r) && map == SAME && fold == ADD && r->op != LN_VAR;
 }
 
-/* Folds a row into lanes. False where another way must be taken. */
-static bool fold_floats(double *restrict a, const float *x, map_kind m, fold_kind f, int64_t n) {
-    if (m == SAME && f == ADD)
-        for (int64_t i = 0; i < n; i++) a[i] += x[i];
-    else if (m == SQUARE && f == ADD)
-        for (int64_t i = 0; i < n; i++) a[i] += (double)x[i] * x[i];
-    else if (m == SAME && f == MAXIMUM && !has_nan(x, n))
-        for (int64_t i = 0; i < n; i++) a[i] = x[i] > a[i] ? x[i] : a[i];
-    else
-        return false;
-    return true;
+/* Whether a row can be folded straight into one result. */
+static bool folds_rows(const reduction *r, map_kind map, fold_kind fold) {
+    return r->column.extent == 1 && is_packed_float(r) && r->op != LN_VAR &&
+           CPU(can_fold_floats)(map, fold);
 }
 
-/* Adds four rows, pitch apart, to lanes. What they add is added up in float32, whose error in so few
- * terms is far below that of the result's own rounding. */
-static void add_four(double *restrict a, const float *x, int64_t pitch, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        a[i] += (x[i] + x[i + pitch]) + (x[i + 2 * pitch] + x[i + 3 * pitch]);
-}
-
-/* Whether rows i to i + 3 of the block can be added so. var needs more exact sums: deviations from
- * its means are squared. */
-static bool has_four(const reduction *r, const block *b, int64_t i, map_kind m, fold_kind f) {
-    bool sums = is_packed_float(r) && m == SAME && f == ADD && r->op != LN_VAR;
-    return sums && i + 4 <= b->to && (i % r->lane_rows + 4) * r->replicas <= r->lane.extent;
-}
-
-/* Folds a row into one result. centre: what the map takes, or NULL. */
-static void fold_row(double *a, const float *x, map_kind m, fold_kind f, const double *centre,
-                     int64_t n) {
-    if (f == MAXIMUM) {
-        double most = CPU(float_max)(x, n);
-        *a = most > *a || most != most ? most : *a;
-    } else if (m == SAME) {
-        *a += CPU(float_sum)(x, n);
-    } else if (m == SQUARE) {
-        *a += CPU(float_squares)(x, n);
-    } else {
-        *a += CPU(float_exp)(NULL, x, (float)*centre, n);
+/* Folds row i of the block, and three more where they can be had at once, into lanes. Returns the
+ * number of rows; adds the elements that a result has of them to *count. */
+static int64_t fold_rows(const reduction *r, ln_cell *lanes, const block *b, int64_t i,
+                         map_kind map, fold_kind fold, const double *centre, int64_t *count) {
+    ln_cell row[ROW];
+    int64_t width, t = i % r->lane_rows;
+    const char *place = place_row(r, b, i, &width);
+    const float *floats = (const float *)place;
+    int64_t n = width * b->columns;
+    *count += width;
+    if (folds_rows(r, map, fold)) {
+        CPU(fold_floats)(map, fold, &lanes->f, floats, centre == NULL ? 0 : *centre, n);
+        return 1;
     }
+    if (is_float_sum(r, map, fold) && i + 4 <= b->to && (t + 4) * r->replicas <= r->lane.extent) {
+        CPU(add_four_floats)(&lanes->f, floats, r->replicas * r->lane.step[IN], n);
+        *count += 3 * width;
+        return 4;
+    }
+    if (is_packed_float(r) && CPU(map_fold_floats)(map, fold, &lanes->f, floats, n)) return 1;
+    load_row(r, row, place, n);
+    CPU(map_row)(map, row, centre, n, r->x->dtype != LN_FLOAT64);
+    CPU(fold_row)(fold, lanes, row, n);
+    return 1;
 }
 
-/* ---- Reducing a chunk ---- */
-
-/* Repeats the first n cells of a row up to `all`. */
+/* Repeats the first n values of a row up to `all`. */
 static void repeat(double *row, int64_t n, int64_t all) {
     for (int64_t have = n, more; have < all; have += more) {
         more = smaller(have, all - have);
@@ -283,49 +165,18 @@ static void repeat(double *row, int64_t n, int64_t all) {
     }
 }
 
-/* Joins lanes in a halving tree, to `columns` results. */
-static void join_lanes(ln_cell *lanes, fold_kind f, int64_t columns, int64_t replicas) {
-    for (int64_t width = replicas, half; width > 1; width = half) {
-        half = (width + 1) / 2;
-        apply_fold(f, lanes, lanes + half * columns, (width - half) * columns);
-    }
-}
-
-/* Whether rows can be folded straight into one result each; var needs more exact sums, as above. */
-static bool folds_rows(const reduction *r, map_kind m, fold_kind f) {
-    bool sums = f == ADD && (m == SAME || m == SQUARE || m == EXPONENTIAL) && r->op != LN_VAR;
-    return r->column.extent == 1 && is_packed_float(r) && (sums || (f == MAXIMUM && m == SAME));
-}
-
 /* Reduces the block's rows to `result`, each element mapped first. centre, NULL where the map takes
  * none, holds a value for each column and has room for ROW. Returns the number of elements in each
  * result. */
-static int64_t scan(const reduction *r, ln_cell *result, const block *b, map_kind m, fold_kind f,
-                    double *centre) {
-    ln_cell row[ROW], lanes[ROW];
-    int64_t columns = b->columns, count = 0;
-    bool direct = folds_rows(r, m, f), packed = is_packed_float(r);
-    bool single = r->x->dtype != LN_FLOAT64;
-    if (centre != NULL) repeat(centre, columns, columns * r->replicas);
-    fill(lanes, identity_of(f), direct ? 1 : columns * r->replicas);
-    for (int64_t i = b->from, rows; i < b->to; i += rows) {
-        int64_t width;
-        const char *place = place_row(r, b, i, &width);
-        int64_t n = width * columns;
-        rows = !direct && has_four(r, b, i, m, f) ? 4 : 1;
-        count += rows * width;
-        if (direct) {
-            fold_row(&lanes->f, (const float *)place, m, f, centre, n);
-        } else if (rows == 4) {
-            add_four(&lanes->f, (const float *)place, r->replicas * r->lane.step[IN], n);
-        } else if (!packed || !fold_floats(&lanes->f, (const float *)place, m, f, n)) {
-            load_row(r, row, place, n);
-            apply_map(m, row, centre, n, single);
-            apply_fold(f, lanes, row, n);
-        }
-    }
-    join_lanes(lanes, f, columns, direct ? 1 : r->replicas);
-    memcpy(result, lanes, (size_t)columns * sizeof *lanes);
+static int64_t scan(const reduction *r, ln_cell *result, const block *b, map_kind map,
+                    fold_kind fold, double *centre) {
+    ln_cell lanes[ROW];
+    int64_t count = 0, replicas = folds_rows(r, map, fold) ? 1 : r->replicas;
+    if (centre != NULL) repeat(centre, b->columns, b->columns * replicas);
+    CPU(fold_start)(fold, lanes, b->columns * replicas);
+    for (int64_t i = b->from; i < b->to;) i += fold_rows(r, lanes, b, i, map, fold, centre, &count);
+    CPU(fold_lanes)(fold, lanes, b->columns, replicas);
+    memcpy(result, lanes, (size_t)b->columns * sizeof *lanes);
     return count;
 }
 
@@ -339,20 +190,20 @@ static void number_lanes(const reduction *r, ln_cell *row_at, int64_t first, int
 static void scan_extremes(const reduction *r, const state *s, const block *b) {
     ln_cell row[ROW], row_at[ROW], lanes[ROW], at[ROW];
     int64_t columns = b->columns, all = columns * r->replicas;
-    fill(lanes, identity_of(r->fold), all);
-    fill(at, (ln_cell){.i = INT64_MAX}, all);
+    CPU(fold_start)(r->fold, lanes, all);
+    for (int64_t i = 0; i < all; i++) at[i].i = INT64_MAX;
     for (int64_t i = b->from; i < b->to; i++) {
         int64_t width;
         const char *place = place_row(r, b, i, &width);
         load_row(r, row, place, width * columns);
-        apply_map(r->map, row, NULL, width * columns, false);
+        CPU(map_row)(r->map, row, NULL, width * columns, false);
         number_lanes(r, row_at, i * r->replicas + 1, width * columns);
-        fold_extremes(r->integer, lanes, at, row, row_at, width * columns);
+        CPU(fold_extremes)(r->integer, lanes, at, row, row_at, width * columns);
     }
     for (int64_t width = r->replicas, half; width > 1; width = half) {
         half = (width + 1) / 2;
-        fold_extremes(r->integer, lanes, at, lanes + half * columns, at + half * columns,
-                      (width - half) * columns);
+        CPU(fold_extremes)(r->integer, lanes, at, lanes + half * columns, at + half * columns,
+                           (width - half) * columns);
     }
     memcpy(s->value, lanes, (size_t)columns * sizeof *lanes);
     memcpy(s->other, at, (size_t)columns * sizeof *at);
@@ -395,7 +246,7 @@ static void join_var(state *s, const state *next, int64_t n) {
 static void join_logsumexp(state *s, const state *next, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         double m1 = s->value[i].f, m2 = next->value[i].f;
-        apply_fold(MAXIMUM, &s->value[i], &next->value[i], 1);
+        CPU(fold_row)(MAXIMUM, &s->value[i], &next->value[i], 1);
         double shift = shift_of(s->value[i].f);
         double sum = 0; /* a chunk of -inf holds no term, whatever the shift */
         if (m1 != -INFINITY) sum += s->other[i].f * exp(shift_of(m1) - shift);
@@ -405,10 +256,11 @@ static void join_logsumexp(state *s, const state *next, int64_t n) {
 }
 
 static void join(const reduction *r, state *s, const state *next, int64_t n) {
-    if (r->at != NULL) fold_extremes(r->integer, s->value, s->other, next->value, next->other, n);
+    if (r->at != NULL)
+        CPU(fold_extremes)(r->integer, s->value, s->other, next->value, next->other, n);
     else if (r->op == LN_VAR) join_var(s, next, n);
     else if (r->op == LN_LOGSUMEXP) join_logsumexp(s, next, n);
-    else apply_fold(r->fold, s->value, next->value, n);
+    else CPU(fold_row)(r->fold, s->value, next->value, n);
     s->count += next->count;
 }
 
@@ -420,7 +272,7 @@ static void finish(const reduction *r, state *s, int64_t n) {
     case LN_MEAN:
         for (int64_t i = 0; i < n; i++) y[i].f /= count;
         break;
-    case LN_MIN: apply_map(r->map, y, NULL, n, false); break; /* NEGATIVE or INVERSE: undone */
+    case LN_MIN: CPU(map_row)(r->map, y, NULL, n, false); break; /* NEGATIVE or INVERSE: undone */
     case LN_ANY:
         for (int64_t i = 0; i < n; i++) y[i].i = y[i].f > 0;
         break;
@@ -489,9 +341,9 @@ static const struct {
     map_kind map;
     fold_kind fold;
 } plans[] = {
-    {"sum", SAME, ADD},     {"mean", SAME, ADD},       {"prod", SAME, MULTIPLY},
+    {"sum", SAME, ADD},         {"mean", SAME, ADD},    {"prod", SAME, MULTIPLY},
     {"min", NEGATIVE, MAXIMUM}, {"max", SAME, MAXIMUM}, {"any", NONZERO, MAXIMUM},
-    {"all", ZERO, MAXIMUM}, {"var", SAME, ADD},        {"logsumexp", SAME, MAXIMUM},
+    {"all", ZERO, MAXIMUM},     {"var", SAME, ADD},     {"logsumexp", SAME, MAXIMUM},
     {"norm", ABSOLUTE, ADD},
 };
 
@@ -555,12 +407,12 @@ static void sum_columns(const reduction *r, int64_t index, bool reverse) {
     ln_cell row[ROW], sums[ROW];
     int64_t columns = block_columns(r, index), extent = r->lane.extent;
     int64_t in = block_offset(r, index, IN), out = block_offset(r, index, OUT);
-    fill(sums, (ln_cell){.i = 0}, columns);
+    CPU(fold_start)(r->fold, sums, columns);
     for (int64_t i = 0; i < extent; i++) {
         int64_t t = reverse ? extent - 1 - i : i;
         CPU(row_load)(row, element(r->x, in + t * r->lane.step[IN]), r->x->dtype, columns,
                       r->column.step[IN], r->integer);
-        apply_fold(r->fold, sums, row, columns);
+        CPU(fold_row)(r->fold, sums, row, columns);
         CPU(row_store)(element(r->out, out + t * r->lane.step[OUT]), sums, r->out->dtype, columns,
                        r->column.step[OUT]);
     }

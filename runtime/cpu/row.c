@@ -122,8 +122,8 @@ double CPU(float_sum)(const float *x, int64_t n) {
     for (int64_t i = 0; i < whole; i += STEP)
 #pragma omp simd
         for (int k = 0; k < LANES; k++)
-            lanes[k] += (x[i + k] + x[i + k + LANES]) +
-                        (x[i + k + 2 * LANES] + x[i + k + 3 * LANES]);
+            lanes[k] +=
+                (x[i + k] + x[i + k + LANES]) + (x[i + k + 2 * LANES] + x[i + k + 3 * LANES]);
     for (int64_t i = whole; i < n; i++) sum += x[i];
     for (int k = 0; k < LANES; k++) sum += lanes[k];
     return sum;

@@ -19,7 +19,7 @@ enum {
 
 typedef struct {
     const ln_tensor *addressed, *shaped;
-    bool adds; /* addressed += shaped; otherwise shaped = addressed */
+    bool adds;      /* addressed += shaped; otherwise shaped = addressed */
     ln_cell *index; /* positions from 0 */
     axis outer[LN_MAX_DIMS];
     int outer_count;
@@ -133,8 +133,7 @@ static void move_row(const walk *w, char *addressed, char *shaped, const ln_cell
                      const int64_t *steps) {
     if (ln_dtype_size(w->addressed->dtype) == 4)
         move_row_of(w, addressed, shaped, index, n, steps, 4);
-    else
-        move_row_of(w, addressed, shaped, index, n, steps, ln_dtype_size(w->addressed->dtype));
+    else move_row_of(w, addressed, shaped, index, n, steps, ln_dtype_size(w->addressed->dtype));
 }
 
 /* Moves n neighbours that share a position. */

@@ -11,7 +11,8 @@ enum {
 
 /* Elements (slice, i) of a tile lie at offset + slice * column_step + i * step. */
 typedef struct {
-    const ln_tensor *x, *y; /* forward: x; backward: x is dy, and y the result of the forward pass */
+    const ln_tensor *x,
+        *y; /* forward: x; backward: x is dy, and y the result of the forward pass */
     ln_tensor *out;
     bool logarithm, single; /* single: float32 is enough */
     int64_t extent, step;
@@ -34,8 +35,7 @@ static void forward_floats(float *y, const float *x, int64_t n, bool logarithm) 
         for (int64_t i = 0; i < n; i++) y[i] *= scale;
 }
 
-static void backward_floats(float *dx, const float *dy, const float *y, int64_t n,
-                            bool logarithm) {
+static void backward_floats(float *dx, const float *dy, const float *y, int64_t n, bool logarithm) {
     double dot = 0;
     if (logarithm) {
         float sum = (float)CPU(float_sum)(dy, n);
@@ -90,8 +90,8 @@ static void store_tile(const plan *p, const double *tile, const tile_shape *t) {
         return;
     }
     for (int64_t i = 0; i < p->extent; i++)
-        CPU(row_store)(element(p->out, t->offset + i * p->step), tile + i * t->lanes,
-                       p->out->dtype, t->columns, p->column_step);
+        CPU(row_store)(element(p->out, t->offset + i * p->step), tile + i * t->lanes, p->out->dtype,
+                       t->columns, p->column_step);
 }
 
 /* The largest of each lane, and of all lanes where they are of one slice. NaN is left to the sums,

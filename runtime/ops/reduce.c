@@ -5,8 +5,8 @@
 #include <math.h>
 
 /* ORDER REDUCE */
-static const char *const names[] = {"sum", "mean", "prod",      "min", "max",
-                                    "any", "all",  "var", "logsumexp", "norm"};
+static const char *const names[] = {"sum", "mean", "prod", "min",       "max",
+                                    "any", "all",  "var",  "logsumexp", "norm"};
 
 static int result_dtype(int op, int dtype) {
     switch (op) {

@@ -1,10 +1,12 @@
--- A training step that runs out of memory: once at each of its allocations, and for good under each
--- of many limits. Every time it must end in the right numbers or in a Lua error that says so; then
--- every parameter is whole, the same network trains on, and nothing is left behind.
+-- A training step that runs out of memory: at each of its allocations, where a collection helps and
+-- where it does not, and under each of many limits. Every time it must end in the right numbers or
+-- in a Lua error that says so; then every parameter is whole, the same network trains on, and
+-- nothing is left behind.
 --
 --   ./lunce tests/stress/exhaust.lua --limits=200
 local lunce = require "lunce"
 local C = require("lunce.ffi").C
+local handles = require "lunce.handles"
 
 local here = debug.getinfo(1, "S").source:match "^@(.*/)"
 local memory, network = dofile(here .. "memory.lua"), dofile(here .. "network.lua")
@@ -62,9 +64,11 @@ local function check_finished(loss, net, right)
   end
 end
 
--- The first step of a new network between disturb() and calm(); gives whether it raised.
+-- The first step of a new network between disturb() and calm(), and again after an error; gives
+-- whether there was one.
 local function trial(right, disturb, calm)
   local t = network()
+  local draws = lunce.random.state()
   memory.settled()
   disturb()
   local ok, result = pcall(lunce.scope, t.step)
@@ -73,32 +77,47 @@ local function trial(right, disturb, calm)
     check_finished(result, t.net, right)
     return false
   end
-  assert(result:find("out of memory", 1, true) and result:find("live", 1, true), result)
+  assert(result:find("out of memory", 1, true) and result:find("hard limit", 1, true), result)
   local still = check_whole(t.net, right)
-  lunce.manual_seed(1) -- not the network's draws again, but a step that trains
+  lunce.random.set_state(draws)
   result = lunce.scope(t.step)
-  assert(result == result and (not still or #snapshot(t.net) > 0))
+  if still then check_finished(result, t.net, right) end
   return true
 end
 
 -- ---- The campaign ----------------------------------------------------------------------------
 
-local function once_at_each_allocation(right)
-  local raised = 0
+-- How many of the step's allocations raised an error when they failed: each fails once, or also
+-- when it is tried again after the collector has run.
+local function failing_allocations(right, again)
+  local raised, collect = 0, handles.collect
   for n = 1, right.allocations do
-    if trial(right, function() C.ln_memory_fail_after(n) end,
-      function() C.ln_memory_fail_after(0) end) then raised = raised + 1 end
+    local failed = trial(right, function()
+      C.ln_memory_fail_after(n)
+      if again then
+        handles.collect = function(...)
+          collect(...)
+          C.ln_memory_fail_after(1)
+        end
+      end
+    end, function()
+      C.ln_memory_fail_after(0)
+      handles.collect = collect
+    end)
+    if failed then raised = raised + 1 end
   end
   return raised
 end
 
-local function under_limits(right)
+-- How many raised of limits up to a quarter above what the step needs.
+local function limits(right)
   local raised, hard = 0, lunce.memory().hard_bytes
   for i = 1, args.limits do
-    local spare = right.bytes * i / args.limits
-    if trial(right, function()
+    local spare = 1.25 * right.bytes * i / args.limits
+    local failed = trial(right, function()
       lunce.memory_limit{ hard = math.floor(lunce.memory().live_bytes + spare) }
-    end, function() lunce.memory_limit{ hard = hard } end) then raised = raised + 1 end
+    end, function() lunce.memory_limit{ hard = hard } end)
+    if failed then raised = raised + 1 end
   end
   return raised
 end
@@ -106,10 +125,14 @@ end
 local before = memory.settled()
 local right = undisturbed()
 memory.same_as(before, "a step")
-local once = once_at_each_allocation(right)
-memory.same_as(before, "failing allocations")
-local limited = under_limits(right)
+local once = failing_allocations(right, false)
+memory.same_as(before, "allocations that fail once")
+local twice = failing_allocations(right, true)
+memory.same_as(before, "allocations that fail")
+local limited = limits(right)
 memory.same_as(before, "limits")
-assert(limited > 0 and limited < args.limits, "the limits were too wide or too narrow to tell")
-print(("exhaust: %d allocations failed once: %d errors; %d limits: %d errors; the rest right")
-  :format(right.allocations, once, args.limits, limited))
+assert(once == 0, "a collection did not help")
+assert(twice == right.allocations, "an allocation that failed went unseen")
+assert(limited > args.limits / 2 and limited < args.limits, "the limits tell nothing")
+print(("exhaust: %d allocations: failing once, no error; failing again, %d; %d limits: %d errors")
+  :format(right.allocations, twice, args.limits, limited))
