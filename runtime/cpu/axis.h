@@ -12,8 +12,8 @@ typedef struct {
     bool apart;                         /* never joined with those of the other kind */
 } axis;
 
-/* Adds an axis to a list kept by falling step in the first tensor; of equal ones, the later dimension
- * is the inner one. An axis of extent 1 is not needed. Returns the new length. */
+/* Adds an axis to a list kept by falling step in the first tensor; of equal ones, the one added
+ * later is the inner one. An axis of extent 1 is left out. Returns the new length. */
 static inline int axis_insert(axis *axes, int n, axis a) {
     if (a.extent == 1) return n;
     int place = n;

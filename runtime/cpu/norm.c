@@ -1,7 +1,8 @@
-/* Batch normalisation and its gradient, in double whatever the dtype. x, seen as (N, C, L), is gone
- * through in strips: rows of up to ROW neighbours that belong to one channel or to several whole
- * ones, visited for many n while the sums of each lane stay in the cache. Invariant: strips and
- * chunks depend on shapes only and are joined in order, so every team gives the same bits. */
+/* Batch normalisation and its gradient: sums in double, results in float32 for float32, otherwise
+ * in double too. x, seen as (N, C, L), is gone through in strips: rows of up to ROW neighbours that
+ * belong to one channel or to several whole ones, visited for many n while the sums of each lane
+ * stay in the cache. Invariant: strips and chunks depend on shapes only and are joined in order, so
+ * every team gives the same bits. */
 #include "row.h"
 
 enum { CHUNK = 1 << 15 }; /* elements that one item of the team handles, about */
@@ -13,7 +14,8 @@ typedef struct {
     int64_t group, strips;   /* channels in a strip */
     int64_t pieces;          /* rows that one n has of a strip: 1, or more of a single channel */
     int64_t chunk_n, chunks; /* an item of the team is a strip for chunk_n values of n */
-    /* Of each channel: y = (x - mean) scale + shift, dx = (dy - mean_dy - (x - mean) slope) scale. */
+    /* Of each channel. y = (x - mean) scale + shift;
+     * dx = (dy - mean_dy - (x - mean) slope) scale. */
     double *mean, *scale, *shift, *mean_dy, *slope;
     double *rstd, *other;
     double *sum, *square;   /* sums of e and of e (x - mean), where e is dy or, forward, x - mean */

@@ -89,23 +89,37 @@ static void plan_rows(reduction *r) {
     r->blocks = r->column_blocks * axis_positions(r->kept, r->kept_count);
 }
 
+/* Splits an index over pairs into both of its parts. The divisions would cost as much as a short
+ * row, and most extents that are divided by are 1. */
+static int64_t split(int64_t index, int64_t inner_extent, int64_t *inner) {
+    if (inner_extent == 1) {
+        *inner = 0;
+        return index;
+    }
+    *inner = index % inner_extent;
+    return index / inner_extent;
+}
+
 static int64_t block_offset(const reduction *r, int64_t index, int tensor) {
-    return axis_offset(r->kept, r->kept_count, index / r->column_blocks, tensor) +
-           index % r->column_blocks * ROW * r->column.step[tensor];
+    int64_t columns, kept = split(index, r->column_blocks, &columns);
+    return axis_offset(r->kept, r->kept_count, kept, tensor) +
+           columns * ROW * r->column.step[tensor];
 }
 
 static int64_t block_columns(const reduction *r, int64_t index) {
-    return smaller(ROW, r->column.extent - index % r->column_blocks * ROW);
+    int64_t columns;
+    split(index, r->column_blocks, &columns);
+    return smaller(ROW, r->column.extent - columns * ROW);
 }
 
 /* ---- Rows ---- */
 
 /* The place of a row of the block in x, and the lane positions that it holds. */
 static const char *place_row(const reduction *r, const block *b, int64_t row, int64_t *width) {
-    int64_t t = row % r->lane_rows * r->replicas;
-    int64_t offset = b->offset + t * r->lane.step[IN] +
-                     axis_offset(r->reduced, r->reduced_count, row / r->lane_rows, IN);
-    *width = smaller(r->replicas, r->lane.extent - t);
+    int64_t t, reduced = split(row, r->lane_rows, &t);
+    int64_t offset = b->offset + t * r->replicas * r->lane.step[IN] +
+                     axis_offset(r->reduced, r->reduced_count, reduced, IN);
+    *width = smaller(r->replicas, r->lane.extent - t * r->replicas);
     return element(r->x, offset);
 }
 
@@ -119,10 +133,14 @@ static bool is_packed_float(const reduction *r) {
     return r->x->dtype == LN_FLOAT32 && r->column.step[IN] == 1;
 }
 
-/* Sums of a few terms may be taken in float32, but not by var, which squares deviations from what
- * they give. */
-static bool is_float_sum(const reduction *r, map_kind map, fold_kind fold) {
-    return is_packed_float(r) && map == SAME && fold == ADD && r->op != LN_VAR;
+/* Whether rows i to i + 3 of the block can be added at once: the sum of a few terms may be taken in
+ * float32, but not by var, which squares deviations from what it gives. */
+static bool adds_four(const reduction *r, const block *b, int64_t i, map_kind map, fold_kind fold) {
+    bool sums = is_packed_float(r) && map == SAME && fold == ADD && r->op != LN_VAR;
+    if (!sums || i + 4 > b->to) return false;
+    int64_t t;
+    split(i, r->lane_rows, &t);
+    return (t + 4) * r->replicas <= r->lane.extent;
 }
 
 /* Whether a row can be folded straight into one result. */
@@ -136,7 +154,7 @@ static bool folds_rows(const reduction *r, map_kind map, fold_kind fold) {
 static int64_t fold_rows(const reduction *r, ln_cell *lanes, const block *b, int64_t i,
                          map_kind map, fold_kind fold, const double *centre, int64_t *count) {
     ln_cell row[ROW];
-    int64_t width, t = i % r->lane_rows;
+    int64_t width;
     const char *place = place_row(r, b, i, &width);
     const float *floats = (const float *)place;
     int64_t n = width * b->columns;
@@ -145,7 +163,7 @@ static int64_t fold_rows(const reduction *r, ln_cell *lanes, const block *b, int
         CPU(fold_floats)(map, fold, &lanes->f, floats, centre == NULL ? 0 : *centre, n);
         return 1;
     }
-    if (is_float_sum(r, map, fold) && i + 4 <= b->to && (t + 4) * r->replicas <= r->lane.extent) {
+    if (adds_four(r, b, i, map, fold)) {
         CPU(add_four_floats)(&lanes->f, floats, r->replicas * r->lane.step[IN], n);
         *count += 3 * width;
         return 4;
@@ -314,7 +332,7 @@ static void chunk_body(void *context, int64_t item, int member) {
     (void)member;
     const reduction *r = context;
     ln_cell value[ROW], other[ROW];
-    int64_t index = item / r->chunks, from = item % r->chunks * r->chunk_rows;
+    int64_t chunk, index = split(item, r->chunks, &chunk), from = chunk * r->chunk_rows;
     block b = {block_offset(r, index, IN), block_columns(r, index), from,
                smaller(from + r->chunk_rows, r->rows)};
     state s = {value, other, 0};

@@ -20,7 +20,7 @@ enum {
 typedef struct {
     const ln_tensor *addressed, *shaped;
     bool adds;      /* addressed += shaped; otherwise shaped = addressed */
-    ln_cell *index; /* positions from 0 */
+    int64_t *index; /* positions from 0 */
     axis outer[LN_MAX_DIMS];
     int outer_count;
     axis line, inner;                /* along the dimension of the index; innermost of the others */
@@ -35,12 +35,12 @@ static bool in_range(int64_t value, int64_t extent) {
     return ((value >= 1) & (value <= extent)) | ((value == -1) & (extent > 0));
 }
 
-/* The message for the first value out of range. */
-static ln_status out_of_range(const char *what, const ln_tensor *index, const int64_t *values,
-                              int64_t extent) {
-    int64_t i = 0, at[LN_MAX_DIMS];
-    while (in_range(values[i], extent)) i++;
-    int64_t value = values[i];
+/* The message for the first value out of range of a row-major index. */
+static ln_status out_of_range(const char *what, const ln_tensor *index, int64_t extent) {
+    int64_t i = 0, at[LN_MAX_DIMS], value;
+    do CPU(row_load)(&value, element(index, i++), index->dtype, 1, 1, true);
+    while (in_range(value, extent));
+    i--;
     for (int d = index->ndim - 1; d >= 0; d--) {
         at[d] = i % index->shape[d] + 1;
         i /= index->shape[d];
@@ -52,29 +52,34 @@ static ln_status out_of_range(const char *what, const ln_tensor *index, const in
                    (long long)extent);
 }
 
-/* Turns values into positions from 0, or fails. */
-static ln_status check_index(const char *what, const ln_tensor *index, int64_t *values,
-                             int64_t extent) {
+/* Turns values into positions from 0; false where one is out of range. */
+static bool find_positions(int64_t *positions, const int64_t *values, int64_t n, int64_t extent) {
     int bad = 0;
-    for (int64_t i = 0; i < index->numel; i++) bad |= !in_range(values[i], extent);
-    if (bad) return out_of_range(what, index, values, extent);
-    for (int64_t i = 0; i < index->numel; i++)
-        values[i] = values[i] == -1 ? extent - 1 : values[i] - 1;
-    return LN_OK;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t value = values[i];
+        bad |= !in_range(value, extent);
+        positions[i] = value == -1 ? extent - 1 : value - 1;
+    }
+    return !bad;
 }
 
 /* The values of an index in row-major order, as positions from 0, in new scratch. */
-static ln_status read_index(ln_cell **positions, const ln_tensor *index, int64_t extent,
+static ln_status read_index(int64_t **positions, const ln_tensor *index, int64_t extent,
                             const char *what) {
     ln_tensor *made = NULL;
     ln_status status = CPU(row_major)(&made, &index, what);
     if (status != LN_OK) return status;
-    ln_cell *p = ln_scratch_new((size_t)larger(index->numel, 1) * sizeof *p, what);
+    int64_t *p = ln_scratch_new((size_t)larger(index->numel, 1) * sizeof *p, what);
     if (p == NULL) {
         status = LN_OUT_OF_MEMORY;
     } else {
-        CPU(row_load)(p, index->data, index->dtype, index->numel, 1, true);
-        status = check_index(what, index, &p->i, extent);
+        const void *values = index->data;
+        if (index->dtype != LN_INT64) {
+            CPU(row_load)(p, values, index->dtype, index->numel, 1, true);
+            values = p;
+        }
+        if (!find_positions(p, values, index->numel, extent))
+            status = out_of_range(what, index, extent);
     }
     ln_tensor_release(made);
     if (status == LN_OK) *positions = p;
@@ -116,20 +121,20 @@ static void add_element(char *to, const char *from, int dtype) {
 
 /* Moves n elements that have positions of their own, steps apart; size: of an element. */
 static inline __attribute__((always_inline)) void move_row_of(const walk *w, char *addressed,
-                                                              char *shaped, const ln_cell *index,
+                                                              char *shaped, const int64_t *index,
                                                               int64_t n, const int64_t *steps,
                                                               size_t size) {
     int64_t line_step = w->line.step[ADDRESSED];
     int dtype = w->addressed->dtype;
     for (int64_t i = 0; i < n; i++) {
-        char *a = addressed + index[i * steps[INDEX]].i * line_step + i * steps[ADDRESSED];
+        char *a = addressed + index[i * steps[INDEX]] * line_step + i * steps[ADDRESSED];
         char *s = shaped + i * steps[SHAPED];
         if (w->adds) add_element(a, s, dtype);
         else copy_element(s, a, size);
     }
 }
 
-static void move_row(const walk *w, char *addressed, char *shaped, const ln_cell *index, int64_t n,
+static void move_row(const walk *w, char *addressed, char *shaped, const int64_t *index, int64_t n,
                      const int64_t *steps) {
     if (ln_dtype_size(w->addressed->dtype) == 4)
         move_row_of(w, addressed, shaped, index, n, steps, 4);
@@ -163,7 +168,7 @@ static bool line_is_innermost(const walk *w) {
 /* The part of the walk that is one item: where it starts in each tensor, and its extents. */
 typedef struct {
     char *addressed, *shaped;
-    const ln_cell *index;
+    const int64_t *index;
     int64_t line, inner;
 } part;
 
@@ -171,7 +176,7 @@ static void walk_part(const walk *w, const part *p) {
     const int64_t *line = w->line.step, *inner = w->inner.step;
     if (is_run(w)) {
         for (int64_t j = 0; j < p->line; j++)
-            move_run(w, p->addressed + p->index[j * line[INDEX]].i * line[ADDRESSED],
+            move_run(w, p->addressed + p->index[j * line[INDEX]] * line[ADDRESSED],
                      p->shaped + j * line[SHAPED], p->inner);
     } else if (line_is_innermost(w)) {
         const int64_t steps[] = {0, line[SHAPED], line[INDEX]};

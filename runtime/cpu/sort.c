@@ -110,7 +110,7 @@ static bool comes_later(entry a, entry b) {
     return a.key != b.key ? a.key > b.key : a.at > b.at;
 }
 
-/* Puts e in at the root of the heap and moves it down; each parent comes later than its children. */
+/* Puts e in at the root and moves it down; each parent comes later than its children. */
 static void heap_replace(entry *heap, int64_t n, entry e) {
     int64_t i = 0;
     for (int64_t child; (child = 2 * i + 1) < n; i = child) {
@@ -121,8 +121,8 @@ static void heap_replace(entry *heap, int64_t n, entry e) {
     heap[i] = e;
 }
 
-/* The k entries that come first, in order. The root is the last of those chosen so far; entries come
- * by rising position, so one with an equal key is never better. */
+/* The k entries that come first, in order. The root of the heap is the last of those chosen so far.
+ */
 static void choose_line(const selection *s, entry *heap, int64_t offset) {
     uint64_t keys[ROW];
     for (int64_t i = 0; i < s->k; i++) heap[i] = (entry){UINT64_MAX, INT64_MAX};

@@ -35,7 +35,23 @@ def matmul(n, m, k, runs):
     return timed(time.perf_counter, runs, lambda: torch.mm(x, y))
 
 
+# NT-Xent as a researcher writes it: normalise, product, mask, cross entropy; forward and backward.
+def nt_xent(rows, d, runs):
+    z = torch.randn(rows, d, requires_grad=True)
+    positives = (torch.arange(rows) + rows // 2) % rows
+    self_mask = torch.eye(rows, dtype=torch.bool)
+
+    def step():
+        z.grad = None
+        u = torch.nn.functional.normalize(z, dim=1)
+        logits = (u @ u.T / 0.5).masked_fill(self_mask, float("-inf"))
+        torch.nn.functional.cross_entropy(logits, positives).backward()
+    step()
+    return timed(time.perf_counter, runs, step)
+
+
 answers = {
+    "nt_xent": nt_xent,
     "add": lambda runs: add(runs, False),
     "add_tape": lambda runs: add(runs, True),
     "large_copy": large(lambda x, y: x.clone()),

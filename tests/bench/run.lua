@@ -13,7 +13,7 @@ local json = require "cjson"
 local args = lunce.args{ only = "", json = "build/bench/bench.json", python = "/usr/bin/python3" }
 
 local BUILD = "build/bench/"
-local ORDER = { "copy", "memcpy", "oneDNN" } -- what stands in the column beside lunce
+local ORDER = { "copy", "memcpy", "oneDNN", "nt_xent" } -- what stands in the column beside lunce
 
 -- ---- Servers: processes that answer a line with a number -------------------------------------
 
@@ -154,7 +154,9 @@ local function main()
     torch, tools.native and "" or ("; no oneDNN beside: see %snative.log"):format(BUILD)))
   print_row("medians", "unit", "lunce", "beside", "PyTorch", "ratio", "target", "read", "")
   local results = {}
-  for _, row in ipairs(dofile "tests/bench/rows.lua") do
+  local rows = dofile "tests/bench/rows.lua"
+  for _, row in ipairs(dofile "tests/bench/similarity.lua") do rows[#rows + 1] = row end
+  for _, row in ipairs(rows) do
     if row.name:find(args.only, 1, true) then
       results[#results + 1] = measure(row, tools)
       print_row(unpack(cells(results[#results])))

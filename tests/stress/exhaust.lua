@@ -69,7 +69,7 @@ end
 local function trial(right, disturb, calm)
   local t = network()
   local draws = lunce.random.state()
-  memory.settled()
+  collectgarbage()
   disturb()
   local ok, result = pcall(lunce.scope, t.step)
   calm()

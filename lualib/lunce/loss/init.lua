@@ -1,20 +1,37 @@
 -- lunce.loss: one loss a file, loaded when first named. A loss is a function of tensors and an
--- options table that gives a scalar tensor (and, where it says so, a table of statistics). Holds no
--- loss and no state.
+-- options table that gives a scalar tensor (and, where it says so, a table of statistics), and
+-- prints its formula, source and options. Holds no loss and no state. A loss of the user's own may
+-- be put here by its name: lunce.loss.mine = function(z_i, z_j) ... end.
 --
---   nt_xent, weince                                two views (N,D) each
---   weibit, soft, gate, hard_select, soft_select, top_m          ablations of WEINCE, likewise
---   soft_target_infonce, soft_target_cross_entropy               logits and soft targets
---
--- beta_state{...} is the moving Weibull shape of a run (evt.moving_beta).
+--   loss.describe "weince"       what it is, in words; loss.names() lists them
+--   loss.check(f)                what a researcher's own loss does (lunce.loss.check)
+--   loss.beta_state{...}         the moving Weibull shape of a run (evt.moving_beta)
+--   loss.queue(size, D)          the queue of keys of a run (lunce.loss.queue)
 local raise = require("lunce.ffi").raise
 
 local M = {}
 
-local FILES = {
-  nt_xent = true, weince = true, weibit = true, soft = true, gate = true, hard_select = true,
-  soft_select = true, top_m = true, soft_target_infonce = true, soft_target_cross_entropy = true,
+local NAMES = {
+  -- Two views (N,D) each; after weince its ablations.
+  "nt_xent", "weince", "weibit", "soft", "gate", "hard_select", "soft_select", "top_m", "dcl",
+  "debiased", "hcl", "clip", "siglip", "alignment", "barlow_twins", "vicreg",
+  -- One set of rows, with labels or without; a queue; predictions.
+  "sup_con", "uniformity", "moco", "simsiam", "byol",
+  -- Logits and soft targets.
+  "soft_target_infonce", "soft_target_cross_entropy",
 }
+
+local FILES = { check = true, queue = true }
+for _, name in ipairs(NAMES) do FILES[name] = true end
+
+--- The names of the losses.
+---@return string[]
+function M.names() return { unpack(NAMES) } end
+
+--- A loss in words: arguments, formula, source and options with their defaults.
+---@param name string
+---@return string
+function M.describe(name) return tostring(M[name]) end
 
 --- The moving Weibull shape beta_t of a training run: state that its checkpoint must hold.
 ---@param options table|nil as for evt.moving_beta

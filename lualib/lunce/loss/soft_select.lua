@@ -1,27 +1,27 @@
--- Soft selection: each anchor mixes two losses by the evidence of its tail, an ablation of WEINCE.
--- Holds no state of its own: a moving shape is the caller's, in options.
-local check = require "lunce.loss.check"
-local options = require("lunce.options").options
+-- Soft selection: each anchor mixes two losses by the evidence of its tail. Holds no state of its
+-- own: a moving shape is the caller's, in options.
+local define = require "lunce.loss.define"
 local views = require "lunce.loss.views"
 
-local DEFAULTS = { tau = false, margin = 2, kappa_rho = 10, kappa_aic = 1, q = 0.2,
-  evidence = "both", top_m = 16, beta_t = 4, shrink_c = 100, r2_min = 0.2, state = false }
-
---- (1 - lambda) NT-Xent + lambda Weibit over the positive and the top_m hardest negatives, with
---- lambda as in WEINCE and the anchor's shrunk shape.
----@param z_i lunce.Tensor (N,D)
----@param z_j lunce.Tensor (N,D)
----@param given table|nil tau (0.5), margin, kappa_rho, kappa_aic, q, evidence, top_m, beta_t,
----  shrink_c, r2_min, state
----@return lunce.Tensor scalar
----@return table statistics as for weince
-return function(z_i, z_j, given)
-  local o = options(given, DEFAULTS, "soft_select")
-  local tau = check.positive(o.tau or 0.5, "tau", "soft_select")
+return define({
+  name = "soft_select",
+  summary = "Weibit and NT-Xent mixed anchor by anchor, an ablation of WEINCE",
+  takes = { "z_i (N,D)", "z_j (N,D)" },
+  gives = "statistics, as weince's",
+  formula = "mean_a (1 - lambda_a) NT-Xent + lambda_a Weibit over the positive and the top_m "
+    .. "hardest negatives, with weince's lambda and the anchor's shrunk shape",
+  source = "arXiv 2606.00262",
+  options = {
+    views.options.tau, views.options.margin, views.options.kappa_rho, views.options.kappa_aic,
+    views.options.q, views.options.evidence,
+    { "top_m", 16, "how many of the hardest negatives Weibit takes" },
+    views.options.beta_t, views.options.shrink_c, views.options.r2_min, views.options.state,
+  },
+}, function(z_i, z_j, o)
   local pair = views.pair(z_i, z_j, "soft_select")
   local lambda, tail = views.evidence(pair, o)
   tail.beta = views.shape(pair, tail, "anchor", o)
   local weibit = views.contrast_hardest(pair, o.top_m, views.shortfall, tail.beta)
-  local softmax = views.contrast(pair, views.softmax, tau)
+  local softmax = views.contrast(pair, views.softmax, o.tau)
   return ((1 - lambda) * softmax + lambda * weibit):mean(), tail
-end
+end)

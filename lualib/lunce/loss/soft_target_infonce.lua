@@ -1,16 +1,14 @@
--- Soft target InfoNCE (arXiv 2404.14076): InfoNCE between samples and soft labels, the score of a
--- label being its inner product with the noise-corrected logits. Holds no state.
+-- Soft target InfoNCE: InfoNCE between samples and soft labels, the score of a label being its
+-- inner product with the noise-corrected logits. Holds no state.
 local lunce = require "lunce"
-local check = require "lunce.loss.check"
-local options = require("lunce.options").options
+local arguments = require "lunce.loss.arguments"
+local define = require "lunce.loss.define"
 local raise = require("lunce.ffi").raise
 local similarity = require "lunce.similarity"
 
-local DEFAULTS = { noise = false, temperature = false, offset = 0 }
-
 local function check_shapes(logits, targets, o)
-  check.rows(logits, "logits", "soft_target_infonce")
-  check.rows(targets, "targets", "soft_target_infonce")
+  arguments.rows(logits, "logits", "soft_target_infonce")
+  arguments.rows(targets, "targets", "soft_target_infonce")
   local N, C, M = logits.shape[1], logits.shape[2], targets.shape[1]
   if targets.shape[2] ~= C then
     raise("soft_target_infonce: logits (%d,%d) and targets (%d,%d) differ in classes", N, C, M,
@@ -25,21 +23,26 @@ local function check_shapes(logits, targets, o)
   end
 end
 
---- v = logits/temperature - log noise, S_im = sum_c v_ic y_mc, and the loss
---- mean_i (log sum_m exp S_im - S_i,i+offset). No gradient to targets or noise.
----@param logits lunce.Tensor (N,C)
----@param targets lunce.Tensor (M,C) rows that sum to 1, M >= N
----@param given table|nil noise: (C), the class prior, uniform when absent; temperature: a number
----  (1) or a tensor of one element; offset (0): how many of the M targets precede the own ones
----@return lunce.Tensor scalar
-return function(logits, targets, given)
-  local o = options(given, DEFAULTS, "soft_target_infonce")
+return define({
+  name = "soft_target_infonce",
+  summary = "InfoNCE between samples and soft labels",
+  takes = { "logits (N,C)", "targets (M,C)" },
+  formula = "mean_i log sum_m exp S_im - S_i,i+offset\nS_im = sum_c v_ic y_mc, "
+    .. "v = f/temperature - log noise",
+  where = "f are the logits, y the targets, M >= N rows that sum to 1; no gradient to targets "
+    .. "or noise",
+  source = "arXiv 2404.14076",
+  options = {
+    { "noise", false, "(C), the class prior; uniform when absent" },
+    { "temperature", 1, "temperature", "positive" },
+    { "offset", 0, "how many of the M targets precede the own ones" },
+  },
+}, function(logits, targets, o)
   check_shapes(logits, targets, o)
-  local temperature = check.positive(o.temperature or 1, "temperature", "soft_target_infonce")
-  local v = logits / temperature
+  local v = logits / o.temperature
   -- A uniform prior adds the same number to all scores of a row: rows of targets sum to 1.
   if o.noise then v = v - o.noise:detach():to(v.dtype):log() end
   local S = similarity.dot(v, targets:detach():to(v.dtype))
   local own = lunce.arange(1 + o.offset, logits.shape[1] + o.offset, 1, { dtype = "int64" })
   return (S:without(own):lse() - S:at(own)):softplus():mean()
-end
+end)

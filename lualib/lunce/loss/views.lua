@@ -2,7 +2,7 @@
 -- house form of InfoNCE, and the choice of the Weibull shape. Holds no loss and no state.
 -- Invariant: row a's positive is row a + N (mod 2N); its negatives are all rows but these two.
 local lunce = require "lunce"
-local check = require "lunce.loss.check"
+local arguments = require "lunce.loss.arguments"
 local evt = require "lunce.evt"
 local link = require "lunce.link"
 local raise = require("lunce.ffi").raise
@@ -11,6 +11,27 @@ local similarity = require "lunce.similarity"
 local M = {}
 
 local CAP = 1 - 1e-6 -- a similarity past it counts as it, without a gradient
+
+--- The letters of the formulas of losses over two views.
+M.NOTATION = "s_ab is the cosine of rows a and b of z = [z_i; z_j]; p is the other view of a, n "
+  .. "runs over all rows but a and p; the mean is over the 2N rows a"
+
+--- The Weibull link in the formulas.
+M.WEIBULL = "w(s; beta) = -beta log(1 - min(s, 1 - 1e-6))"
+
+--- Options that several losses declare, by name.
+M.options = {
+  tau = { "tau", 0.5, "temperature", "positive" },
+  margin = { "margin", 2, "the dAIC at which the evidence for a Weibull tail is even" },
+  kappa_rho = { "kappa_rho", 10, "steepness of lambda's factor in rho" },
+  kappa_aic = { "kappa_aic", 1, "steepness of lambda's factor in dAIC" },
+  q = { "q", 0.2, "rho0 is this quantile of the anchors' rho" },
+  evidence = { "evidence", "both", 'factors of lambda: "both", "rho" or "aic"' },
+  beta_t = { "beta_t", 4, "the shape that anchors' shapes are drawn towards, without a state" },
+  shrink_c = { "shrink_c", 100, "weight of beta_t against the points of a tail" },
+  r2_min = { "r2_min", 0.2, "a fit of a lower R2 is ignored" },
+  state = { "state", false, "a loss.beta_state, which gives beta_t and is updated by each batch" },
+}
 
 --- The Weibull link w(s; beta) = -beta log(1 - min(s, 1 - 1e-6)).
 function M.shortfall(s, beta) return -beta * link.log(1 - link.min(s, CAP)) end
@@ -23,14 +44,10 @@ function M.mixture(s, tau, lambda, beta)
   return (1 - lambda) * M.softmax(s, tau) + lambda * M.shortfall(s, beta)
 end
 
-local function check_views(z_i, z_j, what)
-  local a, b = check.rows(z_i, "z_i", what).shape, check.rows(z_j, "z_j", what).shape
-  if a[1] ~= b[1] or a[2] ~= b[2] or z_i.dtype ~= z_j.dtype then
-    raise("%s: the views differ: z_i (%d,%d) %s, z_j (%d,%d) %s", what, a[1], a[2], z_i.dtype, b[1],
-      b[2], z_j.dtype)
-  end
-  if a[1] == 0 then raise("%s: the views have no rows", what) end
-end
+--- The positions 1 to N: of a matrix (N,N), each row's own column.
+---@param N integer
+---@return lunce.Tensor (N) int64
+function M.own(N) return lunce.arange(1, N, 1, { dtype = "int64" }) end
 
 ---@class lunce.Views
 ---@field N integer pairs; there are 2N anchors
@@ -44,13 +61,22 @@ end
 ---@param what string the loss, for messages
 ---@return lunce.Views
 function M.pair(z_i, z_j, what)
-  check_views(z_i, z_j, what)
+  arguments.pair(z_i, z_j, "z_i", "z_j", what)
   local N = z_i.shape[1]
-  local first = lunce.arange(1, N, 1, { dtype = "int64" })
+  local first = M.own(N)
   local positives = lunce.cat({ first + N, first }, 1)
   local S = similarity.cosine(lunce.cat({ z_i, z_j }, 1))
   return { N = N, negatives = S:without_self():without(positives), positive = S:at(positives),
     what = what }
+end
+
+--- The cosine of each prediction with its target, which gets no gradient.
+---@param p lunce.Tensor (N,D)
+---@param z lunce.Tensor (N,D)
+---@return lunce.Tensor (N)
+function M.predicted(p, z, p_name, z_name, what)
+  arguments.pair(p, z, p_name, z_name, what)
+  return similarity.cosine(p, z:detach()):at(M.own(p.shape[1]))
 end
 
 --- log sum exp over positive and negatives minus the positive, each anchor. This form, softplus(lse
@@ -101,7 +127,7 @@ function M.shape(views, tail, beta, o)
       { beta_t = moving(views, o), c = o.shrink_c, r2_min = o.r2_min })
     return shrunk:to(views.positive.dtype)
   end
-  return check.positive(beta, "beta", views.what)
+  return arguments.positive(beta, "beta", views.what)
 end
 
 --- The evidence that each anchor's tail calls for the Weibull link; no gradient.

@@ -1,0 +1,78 @@
+-- What the bench measures of the similarity engine: rows as rows.lua has them. Holds no table.
+-- A loss's figure is the wall time of forward and backward; its rate counts 4 R^2 d operations for
+-- R rows, what a symmetric matrix takes when its tiles are computed twice.
+local lunce = require "lunce"
+local progress = require "lunce.progress"
+
+local loss, similarity = lunce.loss, lunce.similarity
+
+local function views(R, d)
+  return lunce.randn(R / 2, d, { seed = 1 }):requires_grad_(),
+    lunce.randn(R / 2, d, { seed = 2 }):requires_grad_()
+end
+
+-- Seconds of forward and backward of fn(z_i, z_j), the median of a few.
+local function step_seconds(fn, R, d)
+  local z_i, z_j = views(R, d)
+  local times = {}
+  for i = 1, R > 4096 and 3 or 9 do
+    local start = progress.clock()
+    lunce.scope(function() (fn(z_i, z_j)):backward() end)
+    times[i] = progress.clock() - start
+  end
+  table.sort(times)
+  return times[math.ceil(#times / 2)]
+end
+
+local function nt_xent(z_i, z_j) return loss.nt_xent(z_i, z_j, { tau = 0.5 }) end
+
+local function peer(tools, R, d)
+  return tools.torch and function()
+    return tools.torch:ask(("nt_xent %d %d %d"):format(R, d, R > 4096 and 1 or 5)) * 1e3
+  end
+end
+
+local function time_row(R, d)
+  return { name = ("nt_xent %d x %d"):format(R, d), unit = "ms", better = "less", rounds = 5,
+    target = { most = 0.2, of = "PyTorch" },
+    sides = function(tools)
+      return { lunce = function() return step_seconds(nt_xent, R, d) * 1e3 end,
+        PyTorch = peer(tools, R, d) }
+    end }
+end
+
+local function rate_row(R, d, least)
+  return { name = ("its rate, %d x %d"):format(R, d), unit = "GFLOP/s", better = "more", rounds = 5,
+    target = { least = least, of = "oneDNN" },
+    sides = function(tools)
+      return { lunce = function() return 4e-9 * R * R * d / step_seconds(nt_xent, R, d) end,
+        oneDNN = tools.native and function()
+          return 2e-9 * 4096 * 4096 * 128 / tools.native:ask "sgemm 4096 4096 128 3"
+        end }
+    end }
+end
+
+-- A loss beside nt_xent at the same rows.
+local function beside_row(name, fn, most)
+  local R, d = 8192, 128
+  return { name = name, unit = "ms", better = "less", rounds = 5,
+    target = { most = most, of = "nt_xent" },
+    sides = function()
+      return { lunce = function() return step_seconds(fn, R, d) * 1e3 end,
+        nt_xent = function() return step_seconds(nt_xent, R, d) * 1e3 end }
+    end }
+end
+
+-- What nt_xent's link and its exponentials cost: the same tiles without them, as a share.
+local function bare(z_i, z_j)
+  return similarity.cosine(lunce.cat({ z_i, z_j }, 1)):sum():mean()
+end
+
+local rows = {
+  time_row(512, 128), time_row(2048, 128), time_row(8192, 128),
+  rate_row(8192, 128, 0.6), rate_row(8192, 512, 0.75),
+  beside_row("weince", function(a, b) return (loss.weince(a, b, { tau = 0.5 })) end, 1.6),
+  beside_row("a bare sum of s", bare),
+}
+rows[#rows].target = nil
+return rows
