@@ -55,7 +55,9 @@ struct ln_tensor {
     int64_t shape[LN_MAX_DIMS], stride[LN_MAX_DIMS]; /* strides in elements, >= 0 */
 };
 
-static inline int ln_device(const ln_tensor *t) { return t->storage->device; }
+static inline int ln_device(const ln_tensor *t) {
+    return t->storage->device;
+}
 
 size_t ln_dtype_size(int dtype); /* bytes of one element */
 bool ln_dtype_valid(int dtype);

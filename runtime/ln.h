@@ -73,7 +73,7 @@ bool ln_interrupted(void);
 typedef struct {
     int64_t live_bytes;   /* held by tensors, in blocks of 64 bytes and more */
     int64_t peak_bytes;   /* the most live_bytes has been since ln_memory_reset_peak */
-    int64_t cached_bytes; /* released by tensors and kept for reuse; never raises the footprint above the most
+    int64_t cached_bytes; /* released and kept for reuse; never raises the footprint above the most
                              that tensors and kernels have needed at once */
     int64_t soft_bytes;   /* growth of live_bytes between two collections that raises pressure */
     int64_t hard_bytes;   /* live_bytes never exceeds it */
@@ -402,8 +402,8 @@ ln_status ln_similarity_count(ln_tensor **out, int64_t n, int64_t m, int n_masks
 
 /* ---- Update rules --------------------------------------------------------------------------- */
 
-/* torch.optim.SGD: g += weight_decay p; buf = momentum buf + (1 - dampening) g (buf = g when first);
- * g = nesterov ? g + momentum buf : buf; p -= lr g. buf may be NULL when momentum is 0. */
+/* torch.optim.SGD: g += weight_decay p; buf = momentum buf + (1 - dampening) g (buf = g when
+ * first); g = nesterov ? g + momentum buf : buf; p -= lr g. buf may be NULL when momentum is 0. */
 ln_status ln_sgd_step(ln_tensor *p, const ln_tensor *g, ln_tensor *buf, double lr, double momentum,
                       double dampening, double weight_decay, bool nesterov, bool first);
 /* torch.optim.Adam, or AdamW when decoupled; step counts from 1. */

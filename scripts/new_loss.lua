@@ -3,8 +3,8 @@
 --
 --   ./lunce scripts/new_loss.lua
 --
--- Expect a right gradient, memory as NT-Xent's, and with either loss kNN@1 near 0.94 and linear near
--- 0.95 after 10 epochs. The pictures of the link, and the checkpoints, are in --out.
+-- Expect a right gradient, memory as NT-Xent's, and with either loss kNN@1 near 0.94 and linear
+-- near 0.95 after 10 epochs. The pictures of the link, and the checkpoints, are in --out.
 local lunce = require "lunce"
 local link = require "lunce.link"
 local eval, loss, similarity = lunce.eval, lunce.loss, lunce.similarity

@@ -11,7 +11,7 @@ local augment, data, eval, loss = lunce.augment, lunce.data, lunce.eval, lunce.l
 local models, optim, safetensors = lunce.models, lunce.optim, lunce.io.safetensors
 
 local args = lunce.args({
-  loss = "nt_xent",      -- nt_xent, weince or weibit
+  loss = "nt_xent",      -- a loss of two views: nt_xent, weince, weibit, or another by its name
   tau = 0.5,             -- temperature
   beta = "1",            -- weince's and weibit's shape: a number, anchor or batch
   epochs = 60,
@@ -52,7 +52,7 @@ local criteria = {
   end,
   weibit = function(a, b) return loss.weibit(a, b, { beta = beta, state = state }) end,
 }
-local criterion = criteria[args.loss] or error("simclr: unknown --loss=" .. args.loss, 0)
+local criterion = criteria[args.loss] or loss[args.loss]
 
 -- Everything that the next step depends on, as tensors under the name of the part they belong to.
 local parts = { encoder = encoder, projector = projector, optimiser = optimiser, beta = beta_state }

@@ -89,7 +89,7 @@ end
 
 local function random_case(i)
   local pick = source(7919 * i + 13)
-  -- A cosine of exactly 1 would sit on the threshold of s * b <= b, so D > 1 and no row meets itself.
+  -- A cosine of exactly 1 would sit on the threshold of s * b <= b: D > 1, no row meets itself.
   local case = { seed = 1000 * i, D = 1 + pick(40), N = pick(120), symmetric = pick(2) == 1,
     kind = pick(2) == 1 and "lse" or "sum", masks = {} }
   if case.symmetric then case.masks[1] = 1 end
@@ -122,8 +122,8 @@ describe("500 random links", function()
       local case = random_case(i)
       local expected = evaluate(dense, case, "float64")
       local scale = (expected.q and expected.q:norm():item() or 0) + 1e-3
-      -- float32: a where or a clamp may fall to the other side of its threshold, so links are compared
-      -- to a hundredth there; float64 shows that the arithmetic is the same.
+      -- float32: a where or a clamp may fall to the other side of its threshold, so links are
+      -- compared to a hundredth there; float64 shows that the arithmetic is the same.
       -- A gradient that all cancels is rounding: it is measured against its terms, of size 0.1.
       for dtype, tolerance in pairs{ float64 = 1e-9, float32 = 1e-2 } do
         if dtype == "float32" then scale = scale + 0.1 end
@@ -195,7 +195,8 @@ describe("the engine", function()
 
   it("finds the same largest entries and tails as a sort", function()
     for _, dtype in ipairs{ "float32", "float64" } do
-      local q, k = lunce.randn(60, 12, { seed = 4 }):to(dtype), lunce.randn(500, 12, { seed = 5 }):to(dtype)
+      local q = lunce.randn(60, 12, { seed = 4 }):to(dtype)
+      local k = lunce.randn(500, 12, { seed = 5 }):to(dtype)
       local S = similarity.cosine(q, k):without(lunce.arange(1, 60, 1, { dtype = "int64" }))
       local values, columns = fused.topk(S, 40)
       local expected = dense.topk(S, 40)
@@ -207,7 +208,8 @@ describe("the engine", function()
       end
       local c, d = fused.pooled_tail(S, 1024), dense.pooled_tail(S, 1024)
       for _, name in ipairs{ "beta_hat", "r2", "delta_aic" } do
-        assert.is_true(math.abs(c[name]:item() - d[name]:item()) <= 1e-4 * math.abs(d[name]:item()), name)
+        local x, y = c[name]:item(), d[name]:item()
+        assert.is_true(math.abs(x - y) <= 1e-4 * math.abs(y), name)
       end
       assert.same(dense.count(S):tolist(), fused.count(S):tolist())
     end

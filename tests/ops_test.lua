@@ -40,8 +40,8 @@ local ROWS = {
   { "x * y", function(x, y) return x * y end, { A, B }, -2, 2 },
   { "x / y", function(x, y) return x / y end, { A, B }, 0.5, 2 },
   { "x ^ y", function(x, y) return x ^ y end, { A, B }, 0.5, 2 },
-  { "numbers on either side", function(x) return 2 - x * 3 + 1 / x + x / 4 + 2 ^ x + x ^ 3 end, { A },
-    0.5, 2 },
+  { "numbers on either side", function(x) return 2 - x * 3 + 1 / x + x / 4 + 2 ^ x + x ^ 3 end,
+    { A }, 0.5, 2 },
   { "broadcast x + y", function(x, y) return x + y end, { A, { 4 } }, -2, 2 },
   { "broadcast x * y", function(x, y) return x * y end, { { 3, 1 }, { 1, 4 } }, -2, 2 },
   { "minimum", function(x, y) return x:minimum(y) end, { A, B }, -2, 2 },
@@ -111,8 +111,8 @@ local ROWS = {
   end, { { 1, 4, 5, 5 }, { 2, 2, 2, 2 } }, -1, 1, one = false, empty = false },
   { "max_pool2d", function(x) return lunce.max_pool2d(x, 2, { stride = 1 }) end, { { 2, 2, 3, 4 } },
     -2, 2, one = false, empty = false },
-  { "avg_pool2d", function(x) return lunce.avg_pool2d(x, 2, { padding = 1 }) end, { { 2, 2, 3, 4 } },
-    -2, 2, one = false, empty = false },
+  { "avg_pool2d", function(x) return lunce.avg_pool2d(x, 2, { padding = 1 }) end,
+    { { 2, 2, 3, 4 } }, -2, 2, one = false, empty = false },
   { "adaptive_avg_pool2d", function(x) return lunce.adaptive_avg_pool2d(x, 2) end,
     { { 2, 2, 3, 5 } }, -2, 2, one = false, empty = false },
   { "batch_norm", function(x, w, b)
@@ -148,7 +148,8 @@ describe("gradients in float64", function()
         for i, shape in ipairs(shapes) do
           local empty = {}
           for d = 1, #shape do empty[d] = shape[d] end
-          if #empty > 0 then empty[1] = name:find "matmul" and i == 2 and #empty < 3 and empty[1] or 0 end
+          local second = name:find "matmul" and i == 2 and #empty < 3
+          if #empty > 0 and not second then empty[1] = 0 end
           if name == "matmul of vectors" then empty = { 0 } end
           if name == "matrix by vector" and i == 2 then empty = { 4 } end
           if name:find "broadcast x" and i == 2 and #empty < 2 then empty = { 4 } end
@@ -174,7 +175,8 @@ describe("gradients in float64", function()
       local y_32 = f(unpack(in_32))
       y_64:sum():backward()
       y_32:sum():backward()
-      -- float32 has a relative step of 6e-8; sums of tens of terms and steep functions lose two digits
+      -- float32 has a relative step of 6e-8; sums of tens of terms and steep functions lose two
+      -- digits of it.
       local function close(a, b)
         local difference = (a:to("float64") - b:to("float64")):abs()
         assert.is_true(difference:le(b:to("float64"):abs() * 2e-5 + 2e-5):all():item())
@@ -197,7 +199,8 @@ describe("on integers, error 0:", function()
   end
 
   it("matmul, float32 against int64, in odd sizes and layouts", function()
-    for i, size in ipairs{ { 1, 1, 1 }, { 3, 5, 7 }, { 17, 33, 9 }, { 64, 64, 64 }, { 130, 71, 129 } } do
+    local sizes = { { 1, 1, 1 }, { 3, 5, 7 }, { 17, 33, 9 }, { 64, 64, 64 }, { 130, 71, 129 } }
+    for i, size in ipairs(sizes) do
       local x, y = integers({ size[1], size[2] }, i), integers({ size[2], size[3] }, 50 + i)
       local expected = x:to("int64"):matmul(y:to("int64"))
       exact(x:matmul(y), expected)
@@ -241,7 +244,8 @@ describe("on integers, error 0:", function()
     local first
     for _, team in ipairs{ 1, 2, 3, 5 } do
       lunce.threads(team)
-      local sums = lunce.cat({ x:sum(1), x:sum(2), x:sum():reshape(1), x:var(2), x:logsumexp(2) }, 1)
+      local parts = { x:sum(1), x:sum(2), x:sum():reshape(1), x:var(2), x:logsumexp(2) }
+      local sums = lunce.cat(parts, 1)
       first = first or sums
       assert.is_true(first:eq(sums):all():item())
     end
@@ -265,7 +269,8 @@ describe("what does not fit is refused at the caller's line:", function()
     refused("select.*7", function() x:select(2, 7) end)
     refused("dimension", function() x:sum(3) end)
     refused("dtype", function() x:to("float31") end)
-    refused("index_select", function() x:index_select(2, lunce.tensor({ 9 }, { dtype = "int64" })) end)
+    local far = lunce.tensor({ 9 }, { dtype = "int64" })
+    refused("index_select", function() x:index_select(2, far) end)
     refused("topk", function() x:topk(9, 2) end)
     refused("conv2d", function() lunce.conv2d(x, y) end)
     refused("cross_entropy", function() lunce.cross_entropy(x, lunce.tensor{ 1, 9 }:long()) end)

@@ -35,9 +35,9 @@ end
 
 ffi.cdef(declarations())
 
--- Between two kernels the team spins before it sleeps. OpenMP's default, milliseconds, takes the cores
--- from whoever else needs them: on a busy machine a training step then takes several times as long.
--- Some tens of microseconds outlast the gap between two kernels. Read once, when it is loaded.
+-- Between two kernels the team spins before it sleeps. OpenMP's default, milliseconds, takes the
+-- cores from whoever else needs them: on a busy machine a training step then takes several times
+-- as long. Some tens of microseconds outlast the gap between two kernels. Read once, on loading.
 ffi.cdef "int setenv(const char *name, const char *value, int overwrite);"
 ffi.C.setenv("GOMP_SPINCOUNT", "10000", 0)
 

@@ -17,7 +17,7 @@
 #undef OP
 
 /* Loops may call the vector forms that glibc's libmvec has of these: at most 4 ulp off, with the
- * scalar forms' special values. const lets the compiler call once what an expression names twice. */
+ * scalar forms' special values. const lets the compiler call once what is named twice. */
 #define LN_VECTOR __attribute__((simd("notinbranch"), const))
 LN_VECTOR float expf(float);
 LN_VECTOR float expm1f(float);

@@ -78,8 +78,7 @@ int main(int argc, char **argv) {
     while (fgets(line, sizeof line, stdin) != NULL) {
         if (sscanf(line, "sgemm %ld %ld %ld %d", &n, &m, &k, &runs) == 4)
             printf("%.9g\n", sgemm(n, m, k, runs));
-        else if (sscanf(line, "copy %ld %d", &n, &runs) == 2)
-            printf("%.9g\n", copy(n, runs));
+        else if (sscanf(line, "copy %ld %d", &n, &runs) == 2) printf("%.9g\n", copy(n, runs));
         else return 1;
     }
     return 0;

@@ -129,7 +129,9 @@ local function cells(result)
   end
   local torch, torch_ratio = result.median.PyTorch, result.ratio.PyTorch
   local verdict = ""
-  if result.target then verdict = result.met == nil and "not read" or result.met and "met" or "NOT" end
+  if result.target then
+    verdict = result.met == nil and "not read" or result.met and "met" or "NOT"
+  end
   return { result.name, result.unit, text_of(result.median.lunce), beside,
     torch and text_of(torch) or "-", torch and text_of(torch_ratio) .. " x" or "-",
     target_text(result), result.reading and text_of(result.reading) or "", verdict }

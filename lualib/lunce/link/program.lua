@@ -103,7 +103,8 @@ end
 function M.slopes(program)
   local of_parameters = {}
   for i, p in ipairs(program.parameters) do
-    of_parameters[i] = p.tensor.requires_grad and symbol.derivative(program.value, p.symbol) or false
+    of_parameters[i] = p.tensor.requires_grad and symbol.derivative(program.value, p.symbol)
+      or false
   end
   return symbol.derivative(program.value, program.s), of_parameters
 end

@@ -247,7 +247,8 @@ local function operand(graph, x)
   if type(x) == "number" then return constant(graph, x) end
   local captured = graph.capture(x)
   if captured then return captured end
-  raise("link: an operand is %s; numbers, tensors and the link's own symbols are taken", describe(x))
+  raise("link: an operand is %s; numbers, tensors and the link's own symbols are taken",
+    describe(x))
 end
 
 local function binary(op)
@@ -284,7 +285,9 @@ local function refuse_comparison()
     .. " link.min, link.max, link.clamp")
 end
 Symbol.__lt, Symbol.__le = refuse_comparison, refuse_comparison
-function Symbol.__concat() raise("link: a symbol has no text; a link computes with numbers only") end
+function Symbol.__concat()
+  raise("link: a symbol has no text; a link computes with numbers only")
+end
 function Symbol.__len() raise("link: a symbol is one number; it has no length") end
 function Symbol.__index(_, key)
   local method = methods[key]

@@ -246,6 +246,15 @@ end
 define_softmax("softmax", false)
 define_softmax("log_softmax", true)
 
+-- Labels outside 1..C are an error that names the loss, not the gather under it.
+local function check_labels(target, classes)
+  if target:numel() == 0 then return end
+  local low, high = target:min():item(), target:max():item()
+  if low < 1 or high > classes then
+    raise("cross_entropy: labels from %g to %g; 1 to %d are taken", low, high, classes)
+  end
+end
+
 local cross_entropy_options = { label_smoothing = 0, reduction = "mean" }
 
 --- -sum(target log softmax(logits)) of each sample; logits (N,C,...) or (C). target: class labels
@@ -276,6 +285,7 @@ function M.cross_entropy(logits, target, given)
   if soft then
     likelihood = (target * logp):sum(classes)
   else
+    check_labels(target, shape[classes])
     likelihood = logp:gather(classes, target:unsqueeze(classes)):squeeze(classes)
   end
   if smoothing > 0 then

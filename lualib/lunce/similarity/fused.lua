@@ -200,8 +200,8 @@ local function finish(outer, ok, ...)
   return ...
 end
 
---- Calls fn(...); the lse and sum of one matrix inside it share one computation of its tiles, forward
---- and backward. Their results can be used when it returns.
+--- Calls fn(...); the lse and sum of one matrix inside it share one computation of its tiles,
+--- forward and backward. Their results can be used when it returns.
 function M.together(fn, ...)
   local outer = group
   group = {}

@@ -18,7 +18,9 @@ local options = require("lunce.options").options
 local raise = require("lunce.ffi").raise
 
 local dense = require "lunce.similarity.dense"
-local engine = require "lunce.similarity.fused"
+local ENGINES = { dense = dense, fused = require "lunce.similarity.fused" }
+local used = "fused"
+local engine = ENGINES[used]
 
 local M = { dense = dense }
 
@@ -103,8 +105,22 @@ end
 ---@return Similarity
 function Similarity:t()
   if #self.masks > 0 then raise("t: a matrix with masks is not transposed; mask what t() gives") end
-  return setmetatable({ kind = self.kind, q = self.k, k = self.q, N = self.M, M = self.N, masks = {},
-    base = self.base, flipped = not self.flipped and self.q ~= self.k }, Similarity)
+  return setmetatable({ kind = self.kind, q = self.k, k = self.q, N = self.M, M = self.N,
+    masks = {}, base = self.base, flipped = not self.flipped and self.q ~= self.k }, Similarity)
+end
+
+--- The name of the engine of the reductions, after setting it where one is given: "fused", or
+--- "dense", the reference, which makes the whole matrix.
+---@param name string|nil
+---@return string
+function M.engine(name)
+  if name ~= nil then
+    if not ENGINES[name] then
+      raise('similarity.engine: %s; "fused" or "dense" is taken', describe(name))
+    end
+    used, engine = name, ENGINES[name]
+  end
+  return used
 end
 
 --- Calls fn(...). The lse and sum of one matrix inside it, also of its masked and transposed forms,

@@ -1,9 +1,9 @@
 /* The passes of the similarity engine over one pair of row blocks, compiled once for each element
  * type and instruction set. Internal to cpu/: tile.c runs a pair, similarity.c schedules pairs.
  *
- * A pass computes tiles of the similarity matrix and hands each to its jobs, one for each reduction.
- * Invariant: a pair writes only the accumulators and gradients of its own rows and columns, so pairs
- * that share none may run at once, and their order alone decides the bits. */
+ * A pass computes tiles of the similarity matrix and hands each to its jobs, one a reduction.
+ * Invariant: a pair writes only the accumulators and gradients of its own rows and columns, so
+ * pairs that share none may run at once, and their order alone decides the bits. */
 #ifndef LN_CPU_TILE_H
 #define LN_CPU_TILE_H
 #include "machine.h"

@@ -3,7 +3,8 @@
 #define LN_CPU_UNIT_H
 #include "machine.h"
 
-/* 1 / max(|x|, 1e-8) of each row of x (n,d), in scratch that the caller releases; NULL: no memory */
+/* 1 / max(|x|, 1e-8) of each row of x (n,d), in scratch that the caller releases. NULL: no
+ * memory. */
 real *REAL(unit_scales)(const ln_tensor *x);
 /* From the gradient of the unit rows to that of x, in place. */
 void REAL(unit_backward)(ln_tensor *dx, const ln_tensor *x, const real *scale);
