@@ -25,15 +25,29 @@ const char *ln_text_dtype(int dtype); /* "float32" */
         if ((status = (call)) != LN_OK) goto fail;                                                 \
     } while (0)
 
-/* ---- Storages (memory.c) ---- */
+/* ---- Tensors and their storages ---- */
 
-typedef struct {
+typedef struct ln_storage ln_storage;
+
+struct ln_tensor {
+    ln_storage *storage;
+    char *data; /* the first element: storage->data + offset */
+    int dtype, ndim;
+    int64_t numel;
+    int64_t shape[LN_MAX_DIMS], stride[LN_MAX_DIMS]; /* strides in elements, >= 0 */
+};
+
+/* The handle that comes with a storage needs no memory of its own: it is `whole`. */
+struct ln_storage {
     atomic_int refs;
     atomic_uint version;
     int device;
     size_t bytes; /* of the whole block: what the device's live bytes count */
     void *data;   /* 64-byte aligned */
-} ln_storage;
+    ln_tensor whole;
+};
+
+/* ---- Storages (memory.c) ---- */
 
 /* `what` names the operator in the message. */
 ln_status ln_storage_new(ln_storage **out, int device, size_t bytes, const char *what);
@@ -46,14 +60,6 @@ void *ln_scratch_new(size_t bytes, const char *what);
 void ln_scratch_release(void *p);
 
 /* ---- Tensors (tensor.c) ---- */
-
-struct ln_tensor {
-    ln_storage *storage;
-    char *data; /* the first element: storage->data + offset */
-    int dtype, ndim;
-    int64_t numel;
-    int64_t shape[LN_MAX_DIMS], stride[LN_MAX_DIMS]; /* strides in elements, >= 0 */
-};
 
 static inline int ln_device(const ln_tensor *t) {
     return t->storage->device;

@@ -13,12 +13,12 @@
 
 enum {
     ALIGNMENT = 64,
-    HEADER = 64, /* room for a storage's header, or a scratch block's size, before its data */
-    STEPS = 8,   /* sizes round up to 1/8 of a power of two: at most 12.5 % is lost */
+    HEADER = 256, /* room for a storage, or a scratch block's size, before the data */
+    STEPS = 8,    /* sizes round up to 1/8 of a power of two: at most 12.5 % is lost */
     BINS = 63 * STEPS,
     HUGE_PAGE = 2 << 20
 };
-_Static_assert(sizeof(ln_storage) <= HEADER, "a storage's header fits before its data");
+_Static_assert(sizeof(ln_storage) <= HEADER, "a storage fits before its data");
 
 typedef struct block {
     struct block *next;

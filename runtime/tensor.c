@@ -99,15 +99,13 @@ static ln_status tensor_new(ln_tensor **out, int dtype, int device, int ndim, co
     if (numel < 0)
         return ln_fail(LN_BAD_ARGUMENT, "%s: shape %s has a negative extent or too many elements",
                        what, ln_text_shape(ndim, shape));
-    ln_tensor *t = malloc(sizeof *t);
-    if (t == NULL) return ln_fail(LN_OUT_OF_MEMORY, "%s: out of memory for a handle", what);
+    ln_storage *storage;
     size_t bytes = (size_t)numel * dtypes[dtype].size;
-    ln_status status = ln_storage_new(&t->storage, device, bytes, what);
-    if (status != LN_OK) {
-        free(t);
-        return status;
-    }
-    t->data = t->storage->data;
+    ln_status status = ln_storage_new(&storage, device, bytes, what);
+    if (status != LN_OK) return status;
+    ln_tensor *t = &storage->whole;
+    t->storage = storage;
+    t->data = storage->data;
     t->dtype = dtype;
     t->ndim = ndim;
     t->numel = numel;
@@ -126,9 +124,10 @@ ln_status ln_tensor_empty(ln_tensor **out, int dtype, int device, int ndim, cons
 
 void ln_tensor_release(ln_tensor *t) {
     if (t == NULL) return;
-    ln_storage_release(t->storage);
+    ln_storage *storage = t->storage;
     atomic_fetch_sub_explicit(&handles, 1, memory_order_relaxed);
-    free(t);
+    if (t != &storage->whole) free(t);
+    ln_storage_release(storage);
 }
 
 ln_status ln_out(ln_tensor **out, int dtype, int device, int ndim, const int64_t *shape,

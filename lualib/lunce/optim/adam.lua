@@ -26,13 +26,13 @@ local function rule(name, weight_decay, decoupled)
     state = { exp_avg = "tensor", exp_avg_sq = "tensor", step = "number" },
     check = function(group) check(group, name) end,
     update = function(p, g, state, group, lr)
-      if not state.step then
-        state.step = 0
-        state.exp_avg, state.exp_avg_sq = lunce.zeros_like(p):keep(), lunce.zeros_like(p):keep()
+      if not state.step then -- all or nothing: memory may run out between the two
+        local m, v = lunce.zeros_like(p):keep(), lunce.zeros_like(p):keep()
+        state.exp_avg, state.exp_avg_sq, state.step = m, v, 0
       end
-      state.step = state.step + 1
       call(C.ln_adam_step, p.h, g.h, state.exp_avg.h, state.exp_avg_sq.h, lr, group.betas[1],
-        group.betas[2], group.eps, group.weight_decay, state.step, decoupled)
+        group.betas[2], group.eps, group.weight_decay, state.step + 1, decoupled)
+      state.step = state.step + 1
     end,
   }
 end

@@ -43,7 +43,8 @@ return optimiser.new {
       u = adapt(g + p * group.weight_decay, p, group.eta)
     end
     local first = not state.momentum_buffer
-    if first then state.momentum_buffer = lunce.zeros_like(p):keep() end
-    call(C.ln_sgd_step, p.h, u.h, state.momentum_buffer.h, lr, group.momentum, 0, 0, false, first)
+    local buffer = first and lunce.zeros_like(p):keep() or state.momentum_buffer
+    call(C.ln_sgd_step, p.h, u.h, buffer.h, lr, group.momentum, 0, 0, false, first)
+    state.momentum_buffer = buffer
   end,
 }

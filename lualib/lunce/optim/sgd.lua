@@ -32,9 +32,9 @@ return optimiser.new {
   end,
   update = function(p, g, state, group, lr)
     local first = group.momentum ~= 0 and not state.momentum_buffer
-    if first then state.momentum_buffer = lunce.zeros_like(p):keep() end
-    local buffer = state.momentum_buffer
+    local buffer = first and lunce.zeros_like(p):keep() or state.momentum_buffer
     call(C.ln_sgd_step, p.h, g.h, buffer and buffer.h, lr, group.momentum, group.dampening,
       group.weight_decay, group.nesterov, first)
+    state.momentum_buffer = buffer
   end,
 }
