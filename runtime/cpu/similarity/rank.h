@@ -4,21 +4,47 @@
 #define LN_CPU_RANK_H
 #include "machine.h"
 
+#include <string.h>
+
 /* A value by a key that sorts descending values ascending, NaN first; ties keep their places. */
 typedef struct {
     uint64_t key;
     int64_t column;
 } candidate;
 
-uint64_t REAL(rank_key)(real value);
-real REAL(rank_value)(uint64_t key);
+static inline uint64_t rank_key(real x) {
+    if (sizeof(real) == 8) {
+        uint64_t bits;
+        memcpy(&bits, &x, sizeof x);
+        return bits >> 63 ? bits : ~bits & (UINT64_MAX >> 1);
+    }
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof x);
+    return bits >> 31 ? bits : ~bits & (UINT32_MAX >> 1);
+}
+
+/* The value of a key: turning it twice gives it back. */
+static inline real rank_value(uint64_t key) {
+    real x;
+    if (sizeof(real) == 8) {
+        uint64_t bits = key >> 63 ? key : ~key & (UINT64_MAX >> 1);
+        memcpy(&x, &bits, sizeof x);
+    } else {
+        uint32_t low = (uint32_t)key;
+        uint32_t bits = low >> 31 ? low : ~low & (UINT32_MAX >> 1);
+        memcpy(&x, &bits, sizeof x);
+    }
+    return x;
+}
+
 /* Sorts by key, stable; returns a or b, where the result lies. */
 candidate *REAL(rank_sort)(candidate *a, candidate *b, int64_t n);
 
-/* Scratch for rows of m entries: 2 m candidates. threshold carries what one row teaches the next;
- * start with NaN. */
+/* Scratch for rows of m entries: 2 m candidates and m columns. threshold carries what one row
+ * teaches the next; start with NaN. */
 typedef struct {
     candidate *kept, *spare;
+    int32_t *columns;
     real threshold;
 } rank_state;
 

@@ -64,8 +64,10 @@ static void fit_line(double *slope, double *sse, const double *x, const double *
 static void fit_tail(double *out, const row_job *job, const candidate *sorted, double *x) {
     int64_t n = job->k - job->burnt;
     double mean = 0, sxx = 0;
-    for (int64_t r = 0; r < job->k; r++)
-        x[r] = fmax(1 - (double)REAL(rank_value)(sorted[r].key), LEAST_SHORTFALL);
+    for (int64_t r = 0; r < job->k; r++) {
+        double d = 1 - (double)rank_value(sorted[r].key);
+        x[r] = d > LEAST_SHORTFALL ? d : LEAST_SHORTFALL;
+    }
     out[0] = x[0];
     if (n < 2) return;
     x += job->burnt;
@@ -90,7 +92,7 @@ static int64_t bin_of(uint64_t key) {
 static void pool_row(key_pool *pool, candidate *own, const real *x, int64_t m) {
     int64_t n = 0;
     for (int64_t t = 0; t < m; t++) {
-        uint64_t key = REAL(rank_key)(x[t]);
+        uint64_t key = rank_key(x[t]);
         int64_t bin = bin_of(key);
         own[n] = (candidate){key, t};
         n += pool->keys == NULL || (bin >= pool->first && bin < pool->end);
@@ -111,28 +113,31 @@ static void store_row(const row_job *job, int64_t row, const candidate *sorted, 
     real *values = (real *)job->values->data + row * job->k;
     int64_t *columns = (int64_t *)job->columns->data + row * job->k;
     for (int64_t r = 0; r < job->k; r++) {
-        values[r] = REAL(rank_value)(sorted[r].key);
+        values[r] = rank_value(sorted[r].key);
         columns[r] = sorted[r].column + 1;
     }
 }
 
 /* What one thread needs, in one piece of scratch. */
 typedef struct {
-    size_t tile, rank, total;
+    size_t tile, rank, points, total;
 } row_bytes;
 
 static row_bytes bytes_needed(const row_job *job, int64_t tile_elements) {
     row_bytes b;
     b.tile = ((size_t)tile_elements * sizeof(real) + 63) / 64 * 64;
     b.rank = (size_t)(job->pass.m + 1) * sizeof(candidate);
-    b.total = (b.tile + 2 * b.rank + (size_t)job->k * sizeof(double) + 4095) / 4096 * 4096;
+    b.points = (size_t)job->k * sizeof(double);
+    b.total = b.tile + 2 * b.rank + b.points + (size_t)(job->pass.m + 1) * sizeof(int32_t);
+    b.total = (b.total + 4095) / 4096 * 4096;
     return b;
 }
 
 static void run_block(const row_job *job, const real *panels, char *own, row_bytes bytes,
                       int64_t row0, int64_t row1, int64_t stride) {
-    rank_state state = {(candidate *)(own + bytes.tile),
-                        (candidate *)(own + bytes.tile + bytes.rank), NAN};
+    char *ranks = own + bytes.tile, *points = ranks + 2 * bytes.rank;
+    rank_state state = {(candidate *)ranks, (candidate *)(ranks + bytes.rank),
+                        (int32_t *)(points + bytes.points), NAN};
     const real *s =
         REAL(tile_rows)(&job->pass, panels, (real *)own, job->masks, job->n_masks, row0, row1);
     for (int64_t row = row0; row < row1; row++) {
@@ -140,7 +145,7 @@ static void run_block(const row_job *job, const real *panels, char *own, row_byt
         if (job->pool != NULL) pool_row(job->pool, state.kept, x, job->pass.m);
         else
             store_row(job, row, REAL(rank_largest)(&state, x, job->pass.m, job->k),
-                      (double *)(own + bytes.tile + 2 * bytes.rank));
+                      (double *)points);
     }
 }
 
@@ -243,7 +248,7 @@ ln_status REAL(similarity_tail)(ln_tensor *fits, const ln_tensor *q, const ln_te
 static void add_points(moments *m, const candidate *sorted, int64_t n, int64_t points,
                        int64_t burnt) {
     for (int64_t i = 0; i < n && m->rank < points; i++) {
-        double d = fmax(1 - (double)REAL(rank_value)(sorted[i].key), LEAST_SHORTFALL);
+        double d = fmax(1 - (double)rank_value(sorted[i].key), LEAST_SHORTFALL);
         double log_f = log((double)++m->rank / (double)(points + 1));
         if (m->rank == 1) m->rho = d;
         if (m->rank <= burnt) continue;
