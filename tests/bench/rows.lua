@@ -13,8 +13,10 @@ local BUILD = "build/bench/"
 
 -- ---- Measuring -------------------------------------------------------------------------------
 
--- Seconds a run of fn: on the wall, its temporaries freed.
+-- Seconds a run of fn: on the wall, its temporaries freed, after a run that only warms the caches,
+-- as the other sides have one.
 local function wall(runs, fn)
+  lunce.scope(fn)
   local start = progress.clock()
   for _ = 1, runs do lunce.scope(fn) end
   return (progress.clock() - start) / runs
@@ -72,7 +74,7 @@ local function large_row(name, run, arrays, question, target)
       local sides = { lunce = rate(function() run(x, y) end, arrays),
         PyTorch = asks(tools.torch, question .. (" %d 3"):format(LARGE), 1, 4e-9 * arrays * LARGE),
         memcpy = asks(tools.native, ("copy %d 3"):format(4 * LARGE), 1, 8e-9 * LARGE) }
-      if target then sides.copy = rate(function() return x:clone() end, 2) end
+      if target then sides.copy = rate(function() x:clone() end, 2) end
       return sides
     end }
 end
@@ -83,7 +85,7 @@ local function matmul_row(n, m, k, runs)
     sides = function(tools)
       local x, y, gflop = lunce.ones(n, k), lunce.ones(k, m), 2e-9 * n * m * k
       local numbers = (" %d %d %d %d"):format(n, m, k, runs)
-      return { lunce = function() return gflop / wall(runs, function() return x:mm(y) end) end,
+      return { lunce = function() return gflop / wall(runs, function() x:mm(y) end) end,
         oneDNN = asks(tools.native, "sgemm" .. numbers, 1, gflop),
         PyTorch = asks(tools.torch, "matmul" .. numbers, 1, gflop) }
     end }
