@@ -113,7 +113,7 @@ return {
     sides = function()
       return { lunce = function() return command_wall "./lunce -e ''" * 1e3 end }
     end },
-  { name = "start with the library", unit = "ms", better = "less", rounds = 3,
+  { name = "start with the library", unit = "ms", better = "less", rounds = 5,
     sides = function(tools)
       return { lunce = function() return command_wall [[./lunce -e 'require "lunce"']] * 1e3 end,
         PyTorch = tools.torch and function()
@@ -131,9 +131,9 @@ return {
   matmul_row(1024, 1024, 1024, 5),
   matmul_row(2048, 2048, 2048, 1),
   matmul_row(4096, 4096, 128, 3),
-  resnet_row("ResNet-18 step, batch 64", "ms", "resnet18_step_ms ", 3, 3, 1.1),
+  resnet_row("ResNet-18 step, batch 64", "ms", "resnet18_step_ms ", 3, 2, 1.1),
   resnet_row("its peak memory", "MB", "peak_mb ", 1, 1),
-  { name = "the demo's epoch", unit = "s", better = "less", rounds = 3,
+  { name = "the demo's epoch", unit = "s", better = "less", rounds = 2,
     target = { most = 1, of = "PyTorch" },
     sides = function(tools)
       local epochs = 12

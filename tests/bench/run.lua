@@ -2,17 +2,19 @@
 -- Invariant: the sides of a row take turns, and a ratio is the median of the ratios of the rounds,
 -- so that what else the machine does in the meantime touches both sides alike.
 --
---   ./lunce tests/bench/run.lua                about three minutes on two idle cores
+--   ./lunce tests/bench/run.lua                about four minutes on two idle cores
 --   ./lunce tests/bench/run.lua --only=matmul  the rows whose name has this text
 --
 -- Writes the figures to --json as well. PyTorch's side is left out where --python has no torch, and
 -- oneDNN's and memcpy's where there is no C compiler.
 local lunce = require "lunce"
+local clock = require("lunce.progress").clock
 local json = require "cjson"
 
 local args = lunce.args{ only = "", json = "build/bench/bench.json", python = "/usr/bin/python3" }
 
 local BUILD = "build/bench/"
+local LONGEST, FEWEST = 12, 2 -- seconds after which a row ends, and the rounds it has at least
 local ORDER = { "copy", "memcpy", "oneDNN", "nt_xent" } -- what stands in the column beside lunce
 
 -- ---- Servers: processes that answer a line with a number -------------------------------------
@@ -78,24 +80,29 @@ local function reading(target, figures)
   return figures[target.of] and ratio(figures, target.of)
 end
 
--- { name, unit, load, median = { side = }, ratio = { side = }, bounded, met }
-local function measure(row, tools)
-  local sides, figures = row.sides(tools), {}
-  local names = { "lunce" }
+-- The sides' figures of each round. The first calls, slower by caches and compilation, do not count
+-- but where a side is a process, which warms itself.
+local function take_turns(row, sides)
+  local start, names, figures = clock(), {}, {}
   for side in pairs(sides) do
-    if side ~= "lunce" then names[#names + 1] = side end
+    names[#names + 1], figures[side] = side, {}
+    if row.rounds > FEWEST then sides[side]() end
   end
-  for _, side in ipairs(names) do figures[side] = {} end
-  if row.rounds > 3 then
-    for _, side in ipairs(names) do sides[side]() end -- the first is slower: caches, compilation
-  end
+  table.sort(names)
   for i = 1, row.rounds do
+    if i > FEWEST and clock() - start > LONGEST then break end
     for _, side in ipairs(names) do figures[side][i] = sides[side]() end
   end
+  return figures
+end
+
+-- { name, unit, load, rounds, median = { side = }, ratio = { side = }, reading, met }
+local function measure(row, tools)
+  local figures = take_turns(row, row.sides(tools))
   local result = { name = row.name, unit = row.unit, better = row.better, target = row.target,
-    rounds = row.rounds, load = load_average(), median = {}, ratio = {} }
-  for _, side in ipairs(names) do
-    result.median[side] = median(figures[side])
+    rounds = #figures.lunce, load = load_average(), median = {}, ratio = {} }
+  for side, values in pairs(figures) do
+    result.median[side] = median(values)
     if side ~= "lunce" then result.ratio[side] = ratio(figures, side) end
   end
   local target, value = row.target, row.target and reading(row.target, figures)
