@@ -11,9 +11,9 @@ BUILD ?= build
 PREFIX ?= /usr/local
 OPT ?= -O3 -g
 WARN := -Wall -Wextra -Wshadow -Wmissing-prototypes -Werror
-# No code asks errno what a mathematical function met: without it, loops may use vector sqrt.
-CFLAGS_ALL = -std=gnu11 $(OPT) $(WARN) -fno-math-errno -fPIC -fopenmp -fvisibility=hidden \
-  -Iruntime $(CFLAGS)
+# No code asks errno or the exception flags what arithmetic met, so that loops vectorise.
+CFLAGS_ALL = -std=gnu11 $(OPT) $(WARN) -fno-math-errno -fno-trapping-math -fPIC -fopenmp \
+  -fvisibility=hidden -Iruntime $(CFLAGS)
 
 ifdef LUAJIT
 LUAJIT_CFLAGS := -I$(LUAJIT)/include/luajit-2.1

@@ -1,9 +1,7 @@
 /* The register machine of machine.h: placing steps in registers, and the loops of each operation.
  * Knows no tiles and no reductions. */
 #include "machine.h"
-
-#include <math.h>
-#include <tgmath.h>
+#include "cpu/vector_math.h"
 
 int REAL(machine_step)(machine *m, int op, int a, int b) {
     m->steps[m->n_steps] = (ln_link_step){.op = op, .a = a, .b = b};

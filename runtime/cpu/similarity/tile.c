@@ -4,11 +4,10 @@
  * For tile S = Q K^T of unit rows: forward, each job turns S into sums over its anchors; backward,
  * the jobs' gradient weights W = dL/dS are summed, and dQ += W K, dK += W^T Q. */
 #include "tile.h"
+#include "cpu/vector_math.h"
 #include "mask.h"
 
-#include <math.h>
 #include <string.h>
-#include <tgmath.h>
 
 /* The micro-kernel's tile: ROWS x COLUMNS accumulators fill the vector registers. */
 #if defined __AVX512F__
