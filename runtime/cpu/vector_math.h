@@ -48,15 +48,11 @@ static inline float float_log_sum(float x, float rest, bool exact) {
     float f = (float_bits){.bits = (bits & 0x7fffff) + least}.value - 1;
     if (!exact) f += rest * power_of_two(k > 127 ? -127 : -k);
     float exponent = (float)(k - raised);
-    float p = -0.076344940f;
-    p = p * f + 0.12761575f;
-    p = p * f - 0.13160182f;
-    p = p * f + 0.14201758f;
-    p = p * f - 0.16623357f;
-    p = p * f + 0.20001227f;
-    p = p * f - 0.25000821f;
-    p = p * f + 0.33333332f;
-    float y = f + (f * f * (f * p - 0.5f) + exponent * LN2_LOW) + exponent * LN2_HIGH;
+    float square = f * f;
+    float low = 0.33333332f - 0.25000821f * f + square * (0.20001227f - 0.16623357f * f);
+    float high = 0.14201758f - 0.13160182f * f + square * (0.12761575f - 0.076344940f * f);
+    float p = low + square * square * high;
+    float y = f + (square * (f * p - 0.5f) + exponent * LN2_LOW) + exponent * LN2_HIGH;
     float special = x == 0 ? -INFINITY : sqrtf(x);
     return (x > 0) & (x < INFINITY) ? y : special;
 }

@@ -128,7 +128,7 @@ typedef struct {
     real *s, *w; /* tiles, TILE_COLUMNS apart */
     real *f;     /* a tile of link values, for running maxima along the columns */
     real *registers;
-    real *line, *line2; /* (TILE_COLUMNS) */
+    real *line, *line2, *line3; /* (TILE_COLUMNS) */
     bool w_started;
 } worker;
 
@@ -143,7 +143,7 @@ static const real *tile_row(const real *tile, const worker *w, int64_t row) {
 /* An output as an array that may be written: the machine's own register, or `line` filled. */
 static real *writable(operand o, real *line, int64_t n) {
     if (o.array == NULL)
-        for (int64_t t = 0; t < n; t++) line[t] = o.number;
+        for (int64_t t = 0; t < n; t++) line[t] = o.offset;
     else memcpy(line, o.array, (size_t)n * sizeof *line);
     return line;
 }
@@ -200,7 +200,7 @@ static void forward_rows(worker *w, tile_job *job, mask_class mask) {
     for (int64_t row = w->r.row0; row < w->r.row1; row++) {
         operand o;
         REAL(machine_run)
-        (&job->straight, &o, w->registers, tile_row(w->s, w, row), row, w->r.column0, n);
+        (&job->straight, &o, w->registers, NULL, tile_row(w->s, w, row), row, w->r.column0, n);
         const real *x = masked(w, job, o, w->line, running ? -INFINITY : 0, mask, false, row);
         if (running) {
             rescale(&job->sum[row], &job->shift[row], max_of(x, n));
@@ -213,15 +213,16 @@ static void forward_rows(worker *w, tile_job *job, mask_class mask) {
 
 /* Forward, anchors along the columns: sums of a tile gather in a line first. With a running maximum
  * the tile's link values are kept until its maxima are known. */
-static void forward_columns(worker *w, tile_job *job, const machine *m, mask_class mask) {
+static void forward_columns(worker *w, tile_job *job, bool flipped, mask_class mask) {
+    const machine *m = flipped ? &job->flipped : &job->straight;
     int64_t n = width(w);
     bool running = job->reduction->kind == LN_REDUCE_LSE && !job->fixed_shift;
     real *gathered = w->line2;
     for (int64_t t = 0; t < n; t++) gathered[t] = running ? -INFINITY : 0;
     for (int64_t row = w->r.row0; row < w->r.row1; row++) {
         operand o;
-        REAL(machine_run)(m, &o, w->registers, tile_row(w->s, w, row), row, w->r.column0, n);
-        const real *x = masked(w, job, o, w->line, running ? -INFINITY : 0, mask, m->flipped, row);
+        REAL(machine_run)(m, &o, w->registers, NULL, tile_row(w->s, w, row), row, w->r.column0, n);
+        const real *x = masked(w, job, o, w->line, running ? -INFINITY : 0, mask, flipped, row);
         if (!running) {
             for (int64_t t = 0; t < n; t++) gathered[t] += x[t];
             continue;
@@ -246,53 +247,68 @@ static void forward_columns(worker *w, tile_job *job, const machine *m, mask_cla
     add_line(sum, gathered, n);
 }
 
-/* Forward, both halves at once: the same values, unmasked. */
+/* Forward, both halves at once, unmasked. */
 static void forward_both(worker *w, tile_job *job) {
     int64_t n = width(w);
-    memset(w->line2, 0, (size_t)n * sizeof *w->line2);
+    real *gathered = w->line2;
+    memset(gathered, 0, (size_t)n * sizeof *gathered);
     for (int64_t row = w->r.row0; row < w->r.row1; row++) {
-        operand o;
+        operand o[2];
         REAL(machine_run)
-        (&job->both, &o, w->registers, tile_row(w->s, w, row), row, w->r.column0, n);
-        const real *x = masked(w, job, o, w->line, 0, MASK_FULL, false, row);
+        (&job->both, o, w->registers, NULL, tile_row(w->s, w, row), row, w->r.column0, n);
+        const real *x = masked(w, job, o[0], w->line, 0, MASK_FULL, false, row);
+        const real *y = o[1].array == o[0].array ? x : o[1].array;
+        if (y == NULL) y = writable(o[1], w->line3, n);
         real sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t t = 0; t < n; t++) {
             sum += x[t];
-            w->line2[t] += x[t];
+            gathered[t] += y[t];
         }
         job->sum[row] += (double)sum;
     }
-    add_line(job->sum + w->r.column0, w->line2, n);
+    add_line(job->sum + w->r.column0, gathered, n);
 }
 
-/* Adds the gradients of a job's parameters for one row; results follow the outputs of `m`. */
-static void add_parameters(worker *w, tile_job *job, const machine *m, const operand *results,
+/* Adds the gradient of parameter p for one row. */
+static void add_parameter(worker *w, tile_job *job, int p, operand gradient, bool flipped,
+                          mask_class mask, int64_t row) {
+    const real *x = masked(w, job, gradient, w->line2, 0, mask, flipped, row);
+    double *sums = job->dparameters[p];
+    int along = flipped ? LN_PARAMETER_ROW : LN_PARAMETER_COLUMN;
+    if (job->reduction->parameters[p].kind == along) add_line(sums + w->r.column0, x, width(w));
+    else sums[row] += (double)sum_of(x, width(w));
+}
+
+/* What a machine's outputs after the first are: gradients of the wanted parameters, each of the
+ * tile's rows, of its columns, or of both in turn. */
+typedef enum { OF_ROWS, OF_COLUMNS, OF_BOTH } gradient_order;
+
+static void add_parameters(worker *w, tile_job *job, const operand *gradients, gradient_order order,
                            mask_class mask, int64_t row) {
-    int output = 1;
     for (int p = 0; p < job->reduction->n_parameters; p++) {
         if (job->reduction->parameters[p].slope < 0) continue;
-        const real *x = masked(w, job, results[output++], w->line2, 0, mask, m->flipped, row);
-        double *sums = job->dparameters[p];
-        int kind = job->reduction->parameters[p].kind;
-        bool along = kind == (m->flipped ? LN_PARAMETER_ROW : LN_PARAMETER_COLUMN);
-        if (along) add_line(sums + w->r.column0, x, width(w));
-        else sums[row] += (double)sum_of(x, width(w));
+        if (order != OF_COLUMNS) add_parameter(w, job, p, *gradients++, false, mask, row);
+        if (order != OF_ROWS) add_parameter(w, job, p, *gradients++, true, mask, row);
     }
 }
 
 /* Backward through one machine: its first output is a share of dL/dS. */
-static void backward_job(worker *w, tile_job *job, const machine *m, mask_class mask) {
+static void backward_job(worker *w, tile_job *job, const machine *m, gradient_order order,
+                         mask_class mask) {
     int64_t n = width(w);
-    operand results[LN_LINK_PARAMETERS + 1];
+    operand results[2 * (LN_LINK_PARAMETERS + 1)];
     for (int64_t row = w->r.row0; row < w->r.row1; row++) {
-        REAL(machine_run)(m, results, w->registers, tile_row(w->s, w, row), row, w->r.column0, n);
-        const real *x = masked(w, job, results[0], w->line, 0, mask, m->flipped, row);
         real *to = w->w + (row - w->r.row0) * TILE_COLUMNS;
+        bool direct = !w->w_started && mask == MASK_FULL;
+        REAL(machine_run)
+        (m, results, w->registers, direct ? to : NULL, tile_row(w->s, w, row), row, w->r.column0,
+         n);
+        const real *x = masked(w, job, results[0], w->line, 0, mask, order == OF_COLUMNS, row);
         if (w->w_started)
             for (int64_t t = 0; t < n; t++) to[t] += x[t];
-        else memcpy(to, x, (size_t)n * sizeof *to);
-        if (m->n_outputs > 1) add_parameters(w, job, m, results, mask, row);
+        else if (x != to) memcpy(to, x, (size_t)n * sizeof *to);
+        if (m->n_outputs > 1) add_parameters(w, job, results + 1, order, mask, row);
     }
     w->w_started = true;
 }
@@ -302,10 +318,11 @@ static tile_range transposed(tile_range r) {
 }
 
 static void run_orientation(worker *w, tile_job *job, bool flipped, mask_class mask) {
-    const machine *m = flipped ? &job->flipped : &job->straight;
     if (mask == MASK_EMPTY) return;
-    if (w->pass->backward) backward_job(w, job, m, mask);
-    else if (flipped || job->reduction->by_column) forward_columns(w, job, m, mask);
+    if (w->pass->backward)
+        backward_job(w, job, flipped ? &job->flipped : &job->straight,
+                     flipped ? OF_COLUMNS : OF_ROWS, mask);
+    else if (flipped || job->reduction->by_column) forward_columns(w, job, flipped, mask);
     else forward_rows(w, job, mask);
 }
 
@@ -322,8 +339,9 @@ static void classify_job(const tile_job *job, tile_mode mode, tile_range r, mask
 static void run_job(worker *w, tile_job *job, tile_mode mode) {
     mask_class straight, flipped;
     classify_job(job, mode, w->r, &straight, &flipped);
-    if (job->one_machine && straight == MASK_FULL && flipped == MASK_FULL) {
-        if (w->pass->backward) backward_job(w, job, &job->both, MASK_FULL);
+    if (job->both_at_once && straight == MASK_FULL && flipped == MASK_FULL) {
+        if (w->pass->backward)
+            backward_job(w, job, &job->both, job->one_link ? OF_ROWS : OF_BOTH, MASK_FULL);
         else forward_both(w, job);
         return;
     }
@@ -393,7 +411,7 @@ size_t REAL(tile_scratch_bytes)(const tile_pass *pass, int64_t rows) {
         for (int c = 0; c < 3; c++)
             if (counts[c] > registers) registers = counts[c];
     }
-    int64_t lines = (3 * (TILE_ROWS + MICRO_ROWS) + registers + 2) * TILE_COLUMNS;
+    int64_t lines = (3 * (TILE_ROWS + MICRO_ROWS) + registers + 3) * TILE_COLUMNS;
     return (size_t)(8 * block_elements + lines) * sizeof(real);
 }
 
@@ -437,6 +455,7 @@ void REAL(tile_pair)(const tile_pass *pass, void *scratch, tile_mode mode, int64
     w.f = take(&next, (TILE_ROWS + MICRO_ROWS) * TILE_COLUMNS);
     w.line = take(&next, TILE_COLUMNS);
     w.line2 = take(&next, TILE_COLUMNS);
+    w.line3 = take(&next, TILE_COLUMNS);
     w.registers = next;
     pack_pair(pass, &q, &k, padded);
     for (int64_t j = column0; j < column1; j += TILE_COLUMNS)

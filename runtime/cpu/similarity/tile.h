@@ -12,11 +12,12 @@
 typedef struct {
     const ln_reduction *reduction;
     bool fixed_shift;          /* LSE: shift holds a bound; else the running maximum */
-    bool one_machine;          /* symmetric: both halves of a tile take the same values */
+    bool one_link;             /* both halves of a symmetric tile take the same values */
     machine straight, flipped; /* anchors are the rows, the columns */
-    machine both;              /* one_machine: serves both */
-    real *shift;               /* (anchors) */
-    double *sum;               /* (anchors) */
+    bool both_at_once;
+    machine both;                            /* both_at_once: serves the two of an unmasked tile */
+    real *shift;                             /* (anchors) */
+    double *sum;                             /* (anchors) */
     double *dparameters[LN_LINK_PARAMETERS]; /* (N), or (M) for column parameters; NULL unwanted */
 } tile_job;
 
