@@ -37,12 +37,12 @@ static inline float float_exp(float x) {
     return x < 88.72284f ? normal : x + INFINITY; /* a NaN stays one */
 }
 
-/* log(x + rest), where rest is what rounding took from x: x = 2^k (1 + f), f around 0. Chosen by
- * bits where a condition would come twice: the compiler makes two paths of it and does not
- * vectorise them well. */
+/* log(x + rest), where rest is what rounding took from x: x = 2^k (1 + f), f around 0. exact: there
+ * is no rest; else x is no subnormal. A subnormal is told by bits, for of a condition that comes
+ * twice the compiler makes two paths. */
 static inline float float_log_sum(float x, float rest, bool exact) {
-    const int32_t least = 0x3f3504f3;       /* sqrt(1/2): 1 + f lies between it and its double */
-    int32_t raised = -(x < 0x1p-126f) & 23; /* a subnormal has no rest */
+    const int32_t least = 0x3f3504f3; /* sqrt(1/2): 1 + f lies between it and its double */
+    int32_t raised = exact ? -(x < 0x1p-126f) & 23 : 0;
     int32_t bits = (float_bits){.value = x * power_of_two(raised)}.bits - least;
     int32_t k = bits >> 23;
     float f = (float_bits){.bits = (bits & 0x7fffff) + least}.value - 1;
@@ -53,8 +53,9 @@ static inline float float_log_sum(float x, float rest, bool exact) {
     float high = 0.14201758f - 0.13160182f * f + square * (0.12761575f - 0.076344940f * f);
     float p = low + square * square * high;
     float y = f + (square * (f * p - 0.5f) + exponent * LN2_LOW) + exponent * LN2_HIGH;
-    float special = x == 0 ? -INFINITY : sqrtf(x);
-    return (x > 0) & (x < INFINITY) ? y : special;
+    float below = x == 0 ? -INFINITY : NAN;
+    y = x < INFINITY ? y : x;
+    return x > 0 ? y : below;
 }
 
 static inline float float_log(float x) {

@@ -129,10 +129,21 @@ static void fuse(machine *m) {
     }
 }
 
+/* What is the same for all rows of a tile, and takes no register. */
+static void find_early(const machine *m, bool *early) {
+    for (int i = 0; i < m->n_steps; i++) {
+        const ln_link_step *s = &m->steps[i];
+        early[i] = m->place[i] < 0 && s->op != LN_LINK_S;
+        if (s->op == LN_LINK_PARAMETER) early[i] = m->parameters[s->a].kind != LN_PARAMETER_ROW;
+        for (int j = 0; j < operands_of(s->op); j++) early[i] &= early[operand_step(s, j)];
+    }
+}
+
 /* Registers are given out in the order of the steps and taken back after their last reader; who
  * reads a view reads what it views. */
 void REAL(machine_prepare)(machine *m) {
     int last[MACHINE_STEPS], held[MACHINE_STEPS];
+    bool early[MACHINE_STEPS];
     find_places(m);
     fuse(m);
     for (int i = 0; i < m->n_steps; i++) last[i] = -1;
@@ -143,11 +154,13 @@ void REAL(machine_prepare)(machine *m) {
             int reader = m->place[i] == PLACE_VIEW ? last[i] : i;
             if (last[from] < reader) last[from] = reader;
         }
-    m->n_registers = m->n_live = 0;
+    find_early(m, early);
+    m->n_registers = m->n_live = m->n_early = 0;
     for (int r = 0; r < MACHINE_STEPS; r++) held[r] = -1;
     for (int i = 0; i < m->n_steps; i++) {
         if (last[i] < 0) continue;
-        m->live[m->n_live++] = i;
+        if (early[i]) m->early[m->n_early++] = i;
+        else m->live[m->n_live++] = i;
         if (m->place[i] < 0) continue;
         int r = 0; /* a register is free once its step was last read before this one */
         while (held[r] >= 0 && last[held[r]] >= i) r++;
@@ -270,8 +283,16 @@ static operand number(real x) {
     return (operand){NULL, 0, x};
 }
 
-/* A step whose operands are numbers: as arrays of one element. */
+/* A step whose operands are numbers: as arrays of one element, where it is none of the common. */
 static operand run_number(const ln_link_step *s, const operand *values) {
+    real first = values[s->a].offset, second = values[s->b].offset;
+    switch (s->op) {
+    case LN_LINK_ADD: return number(first + second);
+    case LN_LINK_SUB: return number(first - second);
+    case LN_LINK_MUL: return number(first * second);
+    case LN_LINK_DIV: return number(first / second);
+    default: break;
+    }
     real x[3], y;
     operand given[3];
     ln_link_step step = {.op = s->op, .a = 0, .b = 1, .c = 2};
@@ -309,24 +330,33 @@ static operand leaf(const machine *m, const ln_link_step *s, const real *similar
     return number(p->values[p->kind == LN_PARAMETER_ROW ? row : 0]);
 }
 
-void REAL(machine_run)(const machine *m, operand *results, real *registers, real *first,
-                       const real *s, int64_t row, int64_t column, int64_t n) {
-    operand values[MACHINE_STEPS];
+/* A step that takes no loop. */
+static operand short_step(const machine *m, const ln_link_step *s, int place, const operand *values,
+                          const real *similarities, int64_t row, int64_t column) {
+    if (place == PLACE_LEAF) return leaf(m, s, similarities, row, column);
+    return place == PLACE_VIEW ? view(s, values) : run_number(s, values);
+}
+
+void REAL(machine_start)(const machine *m, operand *values, int64_t column) {
+    for (int l = 0; l < m->n_early; l++) {
+        int i = m->early[l];
+        values[i] = short_step(m, &m->steps[i], m->place[i], values, NULL, 0, column);
+    }
+}
+
+void REAL(machine_run)(const machine *m, operand *results, operand *values, real *registers,
+                       real *first, const real *s, int64_t row, int64_t n) {
     for (int l = 0; l < m->n_live; l++) {
         int i = m->live[l], place = m->place[i];
         const ln_link_step *step = &m->steps[i];
-        if (place == PLACE_LEAF) {
-            values[i] = leaf(m, step, s, row, column);
-        } else if (place == PLACE_NUMBER) {
-            values[i] = run_number(step, values);
-        } else if (place == PLACE_VIEW) {
-            values[i] = view(step, values);
-        } else {
-            bool direct = first != NULL && i == m->outputs[0];
-            real *y = direct ? first : registers + (int64_t)place * SEGMENT;
-            run_step(step, y, values, n);
-            values[i] = (operand){y, 1, 0};
+        if (place < 0) {
+            values[i] = short_step(m, step, place, values, s, row, 0);
+            continue;
         }
+        bool direct = first != NULL && i == m->outputs[0];
+        real *y = direct ? first : registers + (int64_t)place * SEGMENT;
+        run_step(step, y, values, n);
+        values[i] = (operand){y, 1, 0};
     }
     for (int i = 0; i < m->n_outputs; i++) results[i] = values[m->outputs[i]];
 }

@@ -36,8 +36,10 @@ typedef struct {
     ln_link_step steps[MACHINE_STEPS];
     machine_parameter parameters[MACHINE_PARAMETERS];
     int outputs[2 * (LN_LINK_PARAMETERS + 1)]; /* steps whose values are wanted */
-    /* Set by prepare: the steps to run, and where their values lie: a register, or one of below. */
-    int n_live, live[MACHINE_STEPS], place[MACHINE_STEPS], n_registers;
+    /* Set by prepare: the steps to run once a tile, and once a segment, and where the values of all
+     * lie: in a register, or one of the places below. */
+    int n_early, early[MACHINE_STEPS], n_live, live[MACHINE_STEPS];
+    int place[MACHINE_STEPS], n_registers;
 } machine;
 
 enum { PLACE_LEAF = -1, PLACE_NUMBER = -2, PLACE_VIEW = -3 };
@@ -50,11 +52,12 @@ int REAL(machine_parameter)(machine *m, int kind, const real *values);
 void REAL(machine_mirror)(machine *m, int *mirrored, const int *values, int n);
 /* Places every step that an output needs. */
 void REAL(machine_prepare)(machine *m);
-/* Runs over n <= SEGMENT similarities of row `row`, columns from `column`. registers holds
- * n_registers segments. results[i]: where output i lies, an array (scale 1, offset 0) or a number,
- * valid until the next run. first (NULL: its register): where to write output 0 where it is not an
- * array by itself. */
-void REAL(machine_run)(const machine *m, operand *results, real *registers, real *first,
-                       const real *s, int64_t row, int64_t column, int64_t n);
+/* Prepares values, room for MACHINE_STEPS, for the segments that start at a column. */
+void REAL(machine_start)(const machine *m, operand *values, int64_t column);
+/* Runs over the n <= SEGMENT similarities of row `row`. registers holds n_registers segments.
+ * results[i]: where output i lies, an array (scale 1, offset 0) or a number, valid until the next
+ * run. first (NULL: its register): where to write output 0 where it is not an array by itself. */
+void REAL(machine_run)(const machine *m, operand *results, operand *values, real *registers,
+                       real *first, const real *s, int64_t row, int64_t n);
 
 #endif

@@ -130,6 +130,7 @@ typedef struct {
     real *registers;
     real *line, *line2, *line3; /* (TILE_COLUMNS) */
     bool w_started;
+    operand values[MACHINE_STEPS]; /* of the machine that runs */
 } worker;
 
 static int64_t width(const worker *w) {
@@ -148,8 +149,17 @@ static real *writable(operand o, real *line, int64_t n) {
     return line;
 }
 
-/* Runs a job's machine for one row and masks output i with `excluded`. Only a masked or constant
- * output is copied. */
+static void start(worker *w, const machine *m) {
+    REAL(machine_start)(m, w->values, w->r.column0);
+}
+
+static void run_row(worker *w, const machine *m, operand *results, real *first, int64_t row) {
+    REAL(machine_run)
+    (m, results, w->values, w->registers, first, tile_row(w->s, w, row), row, width(w));
+}
+
+/* An output of a job's machine of one row, with `excluded` where it is masked. Only a masked or
+ * constant output is copied. */
 static const real *masked(const worker *w, const tile_job *job, operand o, real *line,
                           real excluded, mask_class mask, bool flipped, int64_t row) {
     if (mask == MASK_FULL && o.array != NULL) return o.array;
@@ -197,10 +207,10 @@ static void add_line(double *sums, const real *line, int64_t n) {
 static void forward_rows(worker *w, tile_job *job, mask_class mask) {
     int64_t n = width(w);
     bool running = job->reduction->kind == LN_REDUCE_LSE && !job->fixed_shift;
+    start(w, &job->straight);
     for (int64_t row = w->r.row0; row < w->r.row1; row++) {
         operand o;
-        REAL(machine_run)
-        (&job->straight, &o, w->registers, NULL, tile_row(w->s, w, row), row, w->r.column0, n);
+        run_row(w, &job->straight, &o, NULL, row);
         const real *x = masked(w, job, o, w->line, running ? -INFINITY : 0, mask, false, row);
         if (running) {
             rescale(&job->sum[row], &job->shift[row], max_of(x, n));
@@ -219,9 +229,10 @@ static void forward_columns(worker *w, tile_job *job, bool flipped, mask_class m
     bool running = job->reduction->kind == LN_REDUCE_LSE && !job->fixed_shift;
     real *gathered = w->line2;
     for (int64_t t = 0; t < n; t++) gathered[t] = running ? -INFINITY : 0;
+    start(w, m);
     for (int64_t row = w->r.row0; row < w->r.row1; row++) {
         operand o;
-        REAL(machine_run)(m, &o, w->registers, NULL, tile_row(w->s, w, row), row, w->r.column0, n);
+        run_row(w, m, &o, NULL, row);
         const real *x = masked(w, job, o, w->line, running ? -INFINITY : 0, mask, flipped, row);
         if (!running) {
             for (int64_t t = 0; t < n; t++) gathered[t] += x[t];
@@ -252,10 +263,10 @@ static void forward_both(worker *w, tile_job *job) {
     int64_t n = width(w);
     real *gathered = w->line2;
     memset(gathered, 0, (size_t)n * sizeof *gathered);
+    start(w, &job->both);
     for (int64_t row = w->r.row0; row < w->r.row1; row++) {
         operand o[2];
-        REAL(machine_run)
-        (&job->both, o, w->registers, NULL, tile_row(w->s, w, row), row, w->r.column0, n);
+        run_row(w, &job->both, o, NULL, row);
         const real *x = masked(w, job, o[0], w->line, 0, MASK_FULL, false, row);
         const real *y = o[1].array == o[0].array ? x : o[1].array;
         if (y == NULL) y = writable(o[1], w->line3, n);
@@ -298,12 +309,11 @@ static void backward_job(worker *w, tile_job *job, const machine *m, gradient_or
                          mask_class mask) {
     int64_t n = width(w);
     operand results[2 * (LN_LINK_PARAMETERS + 1)];
+    start(w, m);
     for (int64_t row = w->r.row0; row < w->r.row1; row++) {
         real *to = w->w + (row - w->r.row0) * TILE_COLUMNS;
         bool direct = !w->w_started && mask == MASK_FULL;
-        REAL(machine_run)
-        (m, results, w->registers, direct ? to : NULL, tile_row(w->s, w, row), row, w->r.column0,
-         n);
+        run_row(w, m, results, direct ? to : NULL, row);
         const real *x = masked(w, job, results[0], w->line, 0, mask, order == OF_COLUMNS, row);
         if (w->w_started)
             for (int64_t t = 0; t < n; t++) to[t] += x[t];
