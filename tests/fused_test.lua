@@ -246,7 +246,7 @@ describe("tracing", function()
       ["log1p(-s)"] = function(s) return link.log(1 - s) end,
       ["softplus(s)"] = function(s) return link.log(1 + link.exp(s)) end,
       ["sigmoid(s)"] = function(s) return 1 / (1 + link.exp(-s)) end,
-      ["(s * 6)"] = function(s) return s * 2 * 3 end,
+      ["6 * s"] = function(s) return s * 2 * 3 end,
       ["s"] = function(s) return s * 1 + 0 end,
       ["7"] = function(s) return s * 0 + 7 end,
       ["square(s)"] = function(s) return s * s end,
