@@ -96,7 +96,8 @@ check: ## check the format, the lint and the rules of the source
 	@.ci/check
 
 format: ## lay out the C files
-	clang-format -i $(filter-out runtime/ln.h,$(wildcard runtime/*.[ch] runtime/*/*.[ch] runtime/*/*/*.[ch]))
+	clang-format -i $(filter-out runtime/ln.h,$(wildcard $(addsuffix .[ch],runtime/* runtime/*/* \
+	  runtime/*/*/*)))
 
 # Sanitizers: the library and the program are built once more, and what runs under them names both.
 sanitized = $(MAKE) --no-print-directory BUILD=build/$(1) OPT='-O1 -g -fno-omit-frame-pointer' \

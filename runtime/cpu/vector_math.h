@@ -1,7 +1,8 @@
 /* exp, log and log1p of float as inline code without branches, which the compiler vectorises into
  * the loop around it; every other function is <tgmath.h>'s. Included in its place by loops over
- * many floats: calls of a vector library for every vector take longer. Error: below 1 ulp for exp, 2
- * for the logarithms; zeros, infinities and NaN as C has them, and subnormals but for exp's results.
+ * many floats: calls of a vector library for every vector take longer. Error: below 1 ulp for exp,
+ * 2 for the logarithms; zeros, infinities and NaN as C has them, and subnormals but for what exp
+ * gives.
  * Polynomials are minimax in the relative error of the whole result. Internal to cpu/. */
 #ifndef LN_CPU_VECTOR_MATH_H
 #define LN_CPU_VECTOR_MATH_H

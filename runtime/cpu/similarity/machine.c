@@ -74,12 +74,13 @@ static bool leaf_varies(const machine *m, const ln_link_step *s) {
            (s->op == LN_LINK_PARAMETER && m->parameters[s->a].kind == LN_PARAMETER_COLUMN);
 }
 
-/* Whether the step's value is a multiple of its one varying operand plus a number. */
-static bool is_affine(const ln_link_step *s, const bool *varies) {
+/* Whether the step's value is a multiple of its one varying operand plus a number. Not where that
+ * operand has a number added already: of (1 - s) + epsilon, 1 + epsilon would lose the epsilon. */
+static bool is_affine(const ln_link_step *s, const bool *varies, const bool *shifted) {
     switch (s->op) {
     case LN_LINK_NEG: return true;
     case LN_LINK_ADD:
-    case LN_LINK_SUB:
+    case LN_LINK_SUB: return varies[s->a] != varies[s->b] && !shifted[s->a] && !shifted[s->b];
     case LN_LINK_MUL: return varies[s->a] != varies[s->b];
     case LN_LINK_DIV: return !varies[s->b];
     default: return false;
@@ -87,20 +88,23 @@ static bool is_affine(const ln_link_step *s, const bool *varies) {
 }
 
 static void find_places(machine *m) {
-    bool varies[MACHINE_STEPS];
+    bool varies[MACHINE_STEPS], shifted[MACHINE_STEPS] = {false}, output[MACHINE_STEPS] = {false};
+    for (int i = 0; i < m->n_outputs; i++) output[m->outputs[i]] = true;
     for (int i = 0; i < m->n_steps; i++) {
         const ln_link_step *s = &m->steps[i];
         int operands = operands_of(s->op);
         varies[i] = operands == 0 && leaf_varies(m, s);
         for (int j = 0; j < operands; j++) varies[i] |= varies[operand_step(s, j)];
         m->place[i] = operands == 0 ? PLACE_LEAF : PLACE_NUMBER;
-        if (operands > 0 && varies[i]) m->place[i] = is_affine(s, varies) ? PLACE_VIEW : 0;
+        if (operands == 0 || !varies[i]) continue;
+        bool view = !output[i] && is_affine(s, varies, shifted);
+        m->place[i] = view ? PLACE_VIEW : 0;
+        shifted[i] = view && (s->op == LN_LINK_ADD || s->op == LN_LINK_SUB);
+        for (int j = 0; view && j < operands; j++) shifted[i] |= shifted[operand_step(s, j)];
     }
-    for (int i = 0; i < m->n_outputs; i++)
-        if (m->place[m->outputs[i]] == PLACE_VIEW) m->place[m->outputs[i]] = 0;
 }
 
-/* A step as one with the step that it alone is computed for; `with` is that step's other operand. */
+/* A step joined with the step that is computed for it alone; `with` is the other operand. */
 static ln_link_step joined(const ln_link_step *s, const ln_link_step *first, int with, bool left) {
     ln_link_step made = {.op = -1, .a = first->a, .b = first->b, .c = with};
     bool adds = s->op == LN_LINK_ADD, either = adds || s->op == LN_LINK_SUB;
@@ -110,6 +114,11 @@ static ln_link_step joined(const ln_link_step *s, const ln_link_step *first, int
     if (s->op == LN_LINK_MUL && first->op == EXP_DIFFERENCE) made.op = EXP_DIFFERENCE_TIMES;
     if (s->op == LN_LINK_MUL && first->op == LN_LINK_EXP) made.op = EXP_TIMES, made.b = with;
     return made;
+}
+
+static bool is_array(const machine *m, int step) {
+    if (m->place[step] == PLACE_LEAF) return leaf_varies(m, &m->steps[step]);
+    return m->place[step] != PLACE_NUMBER;
 }
 
 static void fuse(machine *m) {
@@ -125,7 +134,10 @@ static void fuse(machine *m) {
             if (m->place[first] == 0 && readers[first] == 1)
                 made = joined(s, &m->steps[first], j == 0 ? s->b : s->a, j == 0);
         }
-        if (made.op >= 0) *s = made;
+        bool arrays = true; /* what takes three operands takes no numbers */
+        for (int j = 0; made.op >= 0 && j < operands_of(made.op); j++)
+            arrays &= is_array(m, operand_step(&made, j));
+        if (made.op >= 0 && (arrays || operands_of(made.op) < 3)) *s = made;
     }
 }
 

@@ -4,8 +4,10 @@
  * For tile S = Q K^T of unit rows: forward, each job turns S into sums over its anchors; backward,
  * the jobs' gradient weights W = dL/dS are summed, and dQ += W K, dK += W^T Q. */
 #include "tile.h"
+#include "append.h"
 #include "cpu/vector_math.h"
 #include "mask.h"
+#include "rank.h"
 
 #include <string.h>
 
@@ -323,13 +325,62 @@ static void backward_job(worker *w, tile_job *job, const machine *m, gradient_or
     w->w_started = true;
 }
 
+/* ---- Keeping the largest ---- */
+
+/* Where the list might not hold all of x, what passes goes by way of a buffer. */
+static void keep(tile_keep *k, int64_t anchor, const real *x, int64_t n) {
+    real passed[SEGMENT + APPEND_SPARE], *list = k->kept + anchor * k->capacity;
+    int64_t have = k->count[anchor];
+    if (have + n + APPEND_SPARE <= k->capacity) {
+        k->count[anchor] += (int32_t)append(list + have, x, k->threshold[anchor], n);
+        return;
+    }
+    n = append(passed, x, k->threshold[anchor], n);
+    if (have + n > k->capacity)
+        have = REAL(rank_cut)(list, &k->threshold[anchor], have, k->k, k->capacity - SEGMENT);
+    memcpy(list + have, passed, (size_t)n * sizeof *list);
+    k->count[anchor] = (int32_t)(have + n);
+}
+
+static void keep_rows(worker *w, tile_job *job, mask_class mask) {
+    for (int64_t row = w->r.row0; row < w->r.row1; row++) {
+        operand o = {tile_row(w->s, w, row), 1, 0};
+        keep(job->keep, row, masked(w, job, o, w->line, -INFINITY, mask, false, row), width(w));
+    }
+}
+
+/* Through a few columns at a time as rows. */
+static void keep_columns(worker *w, tile_job *job, mask_class mask) {
+    enum { COLUMNS = 8 };
+    real turned[COLUMNS][TILE_ROWS];
+    int64_t n = width(w), rows = w->r.row1 - w->r.row0;
+    const real *tile = w->s;
+    if (mask == MASK_MIXED) {
+        for (int64_t i = 0; i < rows; i++) {
+            operand o = {w->s + i * TILE_COLUMNS, 1, 0};
+            masked(w, job, o, w->f + i * TILE_COLUMNS, -INFINITY, mask, true, w->r.row0 + i);
+        }
+        tile = w->f;
+    }
+    for (int64_t t = 0; t < n; t += COLUMNS) {
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t c = 0; c < COLUMNS; c++) turned[c][i] = tile[i * TILE_COLUMNS + t + c];
+        for (int64_t c = 0; c < COLUMNS && t + c < n; c++)
+            keep(job->keep, w->r.column0 + t + c, turned[c], rows);
+    }
+}
+
+/* ---- The tile ---- */
+
 static tile_range transposed(tile_range r) {
     return (tile_range){r.column0, r.column1, r.row0, r.row1};
 }
 
 static void run_orientation(worker *w, tile_job *job, bool flipped, mask_class mask) {
     if (mask == MASK_EMPTY) return;
-    if (w->pass->backward)
+    if (job->keep != NULL && flipped) keep_columns(w, job, mask);
+    else if (job->keep != NULL) keep_rows(w, job, mask);
+    else if (w->pass->backward)
         backward_job(w, job, flipped ? &job->flipped : &job->straight,
                      flipped ? OF_COLUMNS : OF_ROWS, mask);
     else if (flipped || job->reduction->by_column) forward_columns(w, job, flipped, mask);
@@ -507,8 +558,8 @@ int64_t REAL(tile_row_block)(const tile_pass *pass, int64_t *stride, int64_t *el
     return rows;
 }
 
-const real *REAL(tile_rows)(const tile_pass *pass, const real *panels, real *scratch,
-                            const ln_mask *masks, int n_masks, int64_t row0, int64_t row1) {
+real *REAL(tile_rows)(const tile_pass *pass, const real *panels, real *scratch,
+                      const ln_mask *masks, int n_masks, int64_t row0, int64_t row1) {
     int64_t padded = round_up(pass->d, MICRO_COLUMNS), stride = round_up(pass->m, MICRO_COLUMNS);
     int64_t rows = round_up(row1 - row0, MICRO_ROWS);
     block b = {.first = row0, .count = row1 - row0, .height = rows, .rows = scratch};
