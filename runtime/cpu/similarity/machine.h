@@ -15,7 +15,7 @@ typedef LN_REAL real;
 #define REAL(name) CPU(LN_PASTE(name, LN_REAL))
 
 enum {
-    SEGMENT = 288,
+    SEGMENT = 384,
     MACHINE_STEPS = 2 * LN_LINK_STEPS + 128, /* a link in both orientations, and its weights */
     MACHINE_PARAMETERS = 2 * (LN_LINK_PARAMETERS + 4)
 };

@@ -119,6 +119,7 @@ int64_t REAL(rank_cut)(real *x, real *threshold, int64_t n, int64_t k, int64_t m
 
 enum {
     FINE_BINS = 2048,
+    COARSE_BINS = 256,
     CROWD = 32 /* entries of one bin that are sorted in place */
 };
 
@@ -142,7 +143,8 @@ static void by_radix(real *sorted, const real *x, int64_t n, int64_t k, candidat
 /* Counts the entries of each bin, the first for the largest, and adds up those of the bins before
  * it. Returns the first bin past the k largest, or 0 where bins do not serve. crowd: the entries of
  * the fullest of those before it. */
-static int64_t count_bins(spread *s, const real *x, int64_t n, int64_t k, int32_t *crowd) {
+static int64_t count_bins(spread *s, const real *x, int64_t n, int64_t k, int bins,
+                          int32_t *crowd) {
     real low = x[0], high = x[0], sum = 0;
 #pragma omp simd reduction(min : low) reduction(max : high) reduction(+ : sum)
     for (int64_t i = 0; i < n; i++) {
@@ -150,11 +152,11 @@ static int64_t count_bins(spread *s, const real *x, int64_t n, int64_t k, int32_
         high = x[i] > high ? x[i] : high;
         sum += x[i] - x[i]; /* NaN where one is not finite */
     }
-    real scale = (FINE_BINS - 1) / (high - low);
+    real scale = (real)(bins - 1) / (high - low);
     if (sum != 0 || !(high > low) || !(scale < INFINITY) || n > UINT16_MAX) return 0;
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) s->bins[i] = (uint16_t)(int32_t)((high - x[i]) * scale);
-    memset(s->starts, 0, sizeof s->starts);
+    memset(s->starts, 0, (size_t)(bins + 1) * sizeof *s->starts);
     for (int64_t i = 0; i < n; i++) s->starts[s->bins[i] + 1]++;
     int64_t bin = 0;
     int32_t start = 0;
@@ -172,7 +174,7 @@ real REAL(rank_threshold)(const real *x, int64_t n, int64_t k, void *scratch) {
     spread *s = scratch;
     int32_t crowd;
     real least = INFINITY;
-    int64_t last = count_bins(s, x, n, k, &crowd);
+    int64_t last = count_bins(s, x, n, k, COARSE_BINS, &crowd);
     if (last == 0) return histogram_threshold(x, n, k);
 #pragma omp simd reduction(min : least)
     for (int64_t i = 0; i < n; i++) {
@@ -197,7 +199,7 @@ static void exchange(real *restrict y, const real *restrict x, int32_t n, int32_
  * neighbours as a bin has entries sort each bin, all at once and without a branch. */
 void REAL(rank_values)(real *sorted, const real *x, int64_t n, int64_t k, void *scratch) {
     spread *s = scratch;
-    int32_t crowd = 0, last = k > 0 ? (int32_t)count_bins(s, x, n, k, &crowd) : 0;
+    int32_t crowd = 0, last = k > 0 ? (int32_t)count_bins(s, x, n, k, FINE_BINS, &crowd) : 0;
     if (last == 0 || crowd > CROWD) {
         by_radix(sorted, x, n, k, scratch);
         return;

@@ -451,11 +451,15 @@ static void run_tile(worker *w, tile_mode mode, const block *q, const block *k, 
                          w->r.row1 - w->r.row0, padded);
 }
 
+/* About 24 blocks, more where they would leave the cache: whole vectors, and as many as let a round's
+ * meetings be shared out among two threads alike. */
 int64_t REAL(tile_block_rows)(int64_t rows, int64_t d) {
     int64_t most = (1 << 19) / ((int64_t)sizeof(real) * round_up(d, MICRO_COLUMNS));
-    int64_t wanted = rows / 32 < most ? rows / 32 : most;
-    wanted = round_up(wanted, TILE_ROWS);
-    return wanted < TILE_ROWS ? TILE_ROWS : wanted;
+    int64_t wanted = rows / 24 < most ? rows / 24 : most;
+    wanted = round_up(wanted > TILE_ROWS ? wanted : TILE_ROWS, MICRO_COLUMNS);
+    for (int64_t size = wanted; size < 3 * wanted / 2; size += MICRO_COLUMNS)
+        if ((rows + size - 1) / size % 4 <= 1) return size;
+    return wanted;
 }
 
 /* Heights cover whole micro-tiles of both kinds, and the last tile's overhang. */
