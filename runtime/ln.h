@@ -390,7 +390,7 @@ ln_status ln_similarity_pooled_tail(ln_tensor **fit, const ln_tensor *q, const l
                                     bool cosine, int64_t points, int64_t burnt, int n_masks,
                                     const ln_mask *masks);
 /* Entries: columns (N,K) int64 from 1; out (N,K). And the gradients of q and k (NULL: not wanted;
- * dk is NULL where k is). */
+ * dk is NULL where k is), which are added to what dq and dk hold, where they hold a tensor. */
 ln_status ln_similarity_at(ln_tensor **out, const ln_tensor *q, const ln_tensor *k, bool cosine,
                            const ln_tensor *columns);
 ln_status ln_similarity_at_backward(ln_tensor **dq, ln_tensor **dk, const ln_tensor *dy,

@@ -106,6 +106,20 @@ fail:
     return status;
 }
 
+/* What a gradient is added to: what is given, or zeros. */
+static ln_status gradient_of(ln_tensor **made, ln_tensor *given, const ln_tensor *x) {
+    if (given == NULL) {
+        ln_status status = ln_out(made, x->dtype, ln_device(x), 2, x->shape, "similarity");
+        return status == LN_OK ? ln_backend_of(ln_device(x))->fill(*made, 0) : status;
+    }
+    if (!ln_same_shape(given, x) || given->dtype != x->dtype || !ln_is_contiguous(given))
+        return ln_fail(LN_BAD_ARGUMENT, "similarity: a gradient of %s cannot be added to %s",
+                       ln_text(x), ln_text(given));
+    *made = given;
+    ln_wrote(given);
+    return LN_OK;
+}
+
 ln_status ln_similarity_at_backward(ln_tensor **dq, ln_tensor **dk, const ln_tensor *dy,
                                     const ln_tensor *q, const ln_tensor *k, bool cosine,
                                     const ln_tensor *columns) {
@@ -118,16 +132,16 @@ ln_status ln_similarity_at_backward(ln_tensor **dq, ln_tensor **dk, const ln_ten
         (k == NULL && dk != NULL))
         LN_TRY(ln_fail(LN_BAD_ARGUMENT, "similarity: the gradient of entries %s is %s",
                        ln_text(columns), ln_text(dy)));
-    if (dq != NULL) LN_TRY(ln_out(&to_q, q->dtype, ln_device(q), 2, q->shape, "similarity"));
-    if (dk != NULL) LN_TRY(ln_out(&to_k, k->dtype, ln_device(k), 2, k->shape, "similarity"));
+    if (dq != NULL) LN_TRY(gradient_of(&to_q, *dq, q));
+    if (dk != NULL) LN_TRY(gradient_of(&to_k, *dk, k));
     LN_TRY(
         ln_backend_of(ln_device(q))->similarity_at_backward(to_q, to_k, dy, q, k, cosine, columns));
     if (dq != NULL) *dq = to_q;
     if (dk != NULL) *dk = to_k;
     return LN_OK;
 fail:
-    ln_tensor_release(to_q);
-    ln_tensor_release(to_k);
+    if (dq != NULL && to_q != *dq) ln_tensor_release(to_q);
+    if (dk != NULL && to_k != *dk) ln_tensor_release(to_k);
     return status;
 }
 

@@ -175,9 +175,11 @@ end
 
 -- ---- The walk back ---------------------------------------------------------------------------
 
--- One call of backward: `users` counts who still reads a gradient tensor that the walk owns, `sink`
+-- One call of backward: `users` counts who still reads a gradient tensor that the walk owns, `parts`
+-- are those that share a storage with others, each its own elements of it, and nobody else, `sink`
 -- holds the slots of lunce.grad by edge, `created` is the scope of the rule that runs.
 local Walk = {}
+local walking -- the innermost
 Walk.__index = Walk
 
 -- The nodes that root depends on, by falling sequence number.
@@ -227,6 +229,15 @@ function Walk:exclusive(g)
   return about.holders == 1 and about.contiguous
 end
 
+--- What a rule may add the gradient of its input e to, returning none: what has come for e already,
+--- where nothing else reads it; else nil.
+---@param e table|false node[i]
+---@return lunce.Tensor|nil
+function M.gathered(e)
+  local g = not tape.anomaly and e and getmetatable(e) ~= Tensor and e.grad
+  return g and walking:exclusive(g) and g or nil
+end
+
 local function add_into(sum, g)
   call(C.ln_axpby, sum.h, 1, g.h, 1)
 end
@@ -257,7 +268,7 @@ function Walk:deposit(t, g)
   if held then
     add_into(held, g)
     self:release(g)
-  elseif self:exclusive(g) then
+  elseif self:exclusive(g) or self.parts[g] then
     self.users[g] = nil
     t.grad = g:keep()
   else
@@ -348,8 +359,12 @@ function Walk:step(node)
   self:report(node, dy)
   check_saved(node)
   if node.list then
+    local ours = node.splits and self:exclusive(dy)
     local ds = node.rule(node, dy)
-    for i = 1, #node do self:admit(node, node[i], ds[i], dy) end
+    for i = 1, #node do
+      self:admit(node, node[i], ds[i], dy)
+      if ours and ds[i] then self.parts[ds[i]] = tensor.info(ds[i]).contiguous end
+    end
     self:sweep()
     self:release(dy)
     for i = 1, #node do
@@ -424,10 +439,10 @@ end
 
 local function walk(y, cotangent, retain, sink)
   local root = y.node or y
-  local self = setmetatable({ users = {}, created = { n = 0 }, sink = sink,
+  local self = setmetatable({ users = {}, parts = {}, created = { n = 0 }, sink = sink,
     nodes = y.node and order(root) or {} }, Walk)
-  local outer_scope, was_on = state.scope, tape.on
-  state.scope, tape.on = self.created, false
+  local outer_scope, was_on, outer = state.scope, tape.on, walking
+  state.scope, tape.on, walking = self.created, false, self
   local ok, message = pcall(function()
     local g = cotangent
     if not g then
@@ -436,7 +451,7 @@ local function walk(y, cotangent, retain, sink)
     end
     self:run(root, g, retain)
   end)
-  state.scope, tape.on = outer_scope, was_on
+  state.scope, tape.on, walking = outer_scope, was_on, outer
   self:finish(ok)
   if not ok then error(message, 0) end
 end

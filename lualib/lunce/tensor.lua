@@ -131,6 +131,11 @@ function M.into(t)
   return box
 end
 
+function M.into2(t)
+  box2[0] = t.h
+  return box2
+end
+
 -- ---- Descriptions ----------------------------------------------------------------------------
 
 local info = ffi.new "ln_tensor_info"

@@ -130,12 +130,7 @@ function M.shape(views, tail, beta, o)
   return arguments.positive(beta, "beta", views.what)
 end
 
---- The evidence that each anchor's tail calls for the Weibull link; no gradient.
----@param views lunce.Views
----@param o table options q, kappa_rho, kappa_aic, margin, evidence ("both", "rho" or "aic")
----@return lunce.Tensor lambda (2N)
----@return table tail the anchors' tail with rho0, lambda_rho, lambda_aic and lambda added, float64
-function M.evidence(views, o)
+local function evidence(views, o)
   local tail = views.negatives:tail()
   tail.rho0 = evt.quantile(tail.rho, o.q)
   tail.lambda_rho = evt.rho_gate(tail.rho, tail.rho0, o.kappa_rho)
@@ -151,5 +146,12 @@ function M.evidence(views, o)
   end
   return tail.lambda:to(views.positive.dtype), tail
 end
+
+--- The evidence that each anchor's tail calls for the Weibull link; no gradient.
+---@param views lunce.Views
+---@param o table options q, kappa_rho, kappa_aic, margin, evidence ("both", "rho" or "aic")
+---@return lunce.Tensor lambda (2N)
+---@return table tail the anchors' tail with rho0, lambda_rho, lambda_aic and lambda added, float64
+function M.evidence(views, o) return lunce.scope(evidence, views, o) end
 
 return M

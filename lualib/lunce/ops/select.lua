@@ -225,7 +225,7 @@ function M.cat(list, dim)
   end
   if tape.on and wanted then
     local node = autograd.record_list(y, cat_rule, list)
-    node.dim, node.counts = d, counts
+    node.dim, node.counts, node.splits = d, counts, true
   end
   return y
 end

@@ -214,13 +214,17 @@ function M.sum(S, link, arguments) return reduce(S, C.LN_REDUCE_SUM, link, argum
 
 -- ---- Entries and order statistics ------------------------------------------------------------
 
+-- The gradients are added to what has come for q and k already: few rows' entries are no reason for
+-- tensors of their own.
 local at_rule = autograd.rule("similarity.at", function(node, dy)
   local g = contiguous(dy:reshape(node.columns.shape))
-  call(C.ln_similarity_at_backward, node[1] and out() or nil, node.k and node[2] and out2() or nil,
-    g.h, node.q.h, node.k and node.k.h, node.cosine, node.columns.h)
-  local dq, dk = node[1] and take() or nil, nil
-  if node.k then dk = node[2] and take2() or nil end
-  return dq, dk
+  local to_q = autograd.gathered(node[1])
+  local to_k = node.k and autograd.gathered(node[2])
+  local dq = node[1] and (to_q and tensor.into(to_q) or out()) or nil
+  local dk = node.k and node[2] and (to_k and tensor.into2(to_k) or out2()) or nil
+  call(C.ln_similarity_at_backward, dq, dk, g.h, node.q.h, node.k and node.k.h, node.cosine,
+    node.columns.h)
+  return dq and not to_q and take() or nil, dk and not to_k and take2() or nil
 end)
 
 -- Records that y (N,K), or (N) for one column, holds the entries at columns (N,K).

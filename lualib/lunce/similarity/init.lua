@@ -275,7 +275,7 @@ local TAIL = { k = false, pooled = false }
 ---@return table|nil tail rho (N), the least shortfall, at least 1e-6; and evt.fit's fields
 function Similarity:tail(given)
   local o = options(given, TAIL, "tail")
-  return lunce.no_grad(function()
+  return lunce.no_grad(lunce.scope, function()
     if o.pooled then return pooled_tail(self) end
     local fewest = self.N > 0 and self:count():min():item() or 0
     local k = o.k or evt.tail_size(fewest)

@@ -1,7 +1,7 @@
 /* Chosen entries of the similarity matrix, K columns for each row, and their gradients. Compiled
  * once for each element type and instruction set; similarity.c chooses. Columns count from 1.
- * Invariant: the gradient of k is gathered in the order of the rows, by features, so the team does
- * not change its bits. */
+ * Invariant: gradients are added in the order of the rows, by features, so the team does not change
+ * their bits. */
 #include "pass.h"
 #include "unit.h"
 
@@ -32,6 +32,13 @@ static ln_status entries_new(entries *e, real **owned, const ln_tensor *q, const
     return e->q_scale != NULL && e->k_scale != NULL ? LN_OK : LN_OUT_OF_MEMORY;
 }
 
+static real dot(const real *x, const real *y, int64_t d) {
+    real sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t t = 0; t < d; t++) sum += x[t] * y[t];
+    return sum;
+}
+
 ln_status REAL(similarity_at)(ln_tensor *out, const ln_tensor *q, const ln_tensor *k, bool cosine,
                               const ln_tensor *columns) {
     entries e;
@@ -44,10 +51,7 @@ ln_status REAL(similarity_at)(ln_tensor *out, const ln_tensor *q, const ln_tenso
         for (int64_t c = 0; c < e.chosen; c++) {
             int64_t column = e.columns[row * e.chosen + c] - 1;
             const real *x = row_of(e.q, row), *y = row_of(e.k, column);
-            real sum = 0;
-#pragma omp simd reduction(+ : sum)
-            for (int64_t t = 0; t < d; t++) sum += x[t] * y[t];
-            ((real *)out->data)[row * e.chosen + c] = sum * scale_of(&e, row, column);
+            ((real *)out->data)[row * e.chosen + c] = dot(x, y, d) * scale_of(&e, row, column);
         }
 fail:
     ln_scratch_release(owned[0]);
@@ -55,20 +59,29 @@ fail:
     return status;
 }
 
-/* Features from..to of every row's gradient. The gradients are those of the unit rows. */
-static void spread(const entries *e, real *dq, real *dk, const real *dy, int64_t from, int64_t to) {
+/* to += g ds/dx: of a cosine scale_x (y scale_y - s x scale_x), where a norm of x below the floor
+ * counts as a constant; of a dot product y. */
+static void add_slope(real *to, real g, const real *x, const real *y, real scale_x, real scale_y,
+                      real s, int64_t from, int64_t end) {
+    real along = REAL(unit_is_clamped)(scale_x) ? 0 : g * scale_x * scale_x * s;
+    g *= scale_x * scale_y;
+    for (int64_t t = from; t < end; t++) to[t] += g * y[t] - along * x[t];
+}
+
+/* Adds features from..end of every row's gradient. s: the entries. */
+static void spread(const entries *e, real *dq, real *dk, const real *dy, const real *s,
+                   int64_t from, int64_t end) {
     int64_t d = e->q->shape[1];
-    for (int64_t row = 0; row < e->q->shape[0]; row++)
-        for (int64_t c = 0; c < e->chosen; c++) {
-            int64_t column = e->columns[row * e->chosen + c] - 1;
-            real g = dy[row * e->chosen + c];
-            const real *x = row_of(e->q, row), *y = row_of(e->k, column);
-            real to_q = e->k_scale != NULL ? g * e->k_scale[column] : g;
-            real to_k = e->q_scale != NULL ? g * e->q_scale[row] : g;
-            if (g == 0) continue;
-            for (int64_t t = from; dq != NULL && t < to; t++) dq[row * d + t] += to_q * y[t];
-            for (int64_t t = from; dk != NULL && t < to; t++) dk[column * d + t] += to_k * x[t];
-        }
+    bool cosine = e->q_scale != NULL;
+    for (int64_t i = 0; i < e->q->shape[0] * e->chosen; i++) {
+        int64_t row = i / e->chosen, column = e->columns[i] - 1;
+        const real *x = row_of(e->q, row), *y = row_of(e->k, column);
+        real scale_x = cosine ? e->q_scale[row] : 1, scale_y = cosine ? e->k_scale[column] : 1;
+        real entry = cosine ? s[i] : 0;
+        if (dy[i] == 0) continue;
+        if (dq != NULL) add_slope(dq + row * d, dy[i], x, y, scale_x, scale_y, entry, from, end);
+        if (dk != NULL) add_slope(dk + column * d, dy[i], y, x, scale_y, scale_x, entry, from, end);
+    }
 }
 
 ln_status REAL(similarity_at_backward)(ln_tensor *dq, ln_tensor *dk, const ln_tensor *dy,
@@ -76,21 +89,25 @@ ln_status REAL(similarity_at_backward)(ln_tensor *dq, ln_tensor *dk, const ln_te
                                        const ln_tensor *columns) {
     enum { FEATURES = 32 };
     entries e;
-    real *owned[2] = {0};
-    int64_t d = q->shape[1], work = q->shape[0] * columns->shape[1] * d;
+    real *owned[2] = {0}, *s = NULL;
+    int64_t d = q->shape[1], count = columns->numel;
     ln_status status = entries_new(&e, owned, q, k, cosine, columns);
     if (status != LN_OK) goto fail;
+    s = ln_scratch_new((size_t)(count + 1) * sizeof *s, "similarity");
+    status = s != NULL ? LN_OK : LN_OUT_OF_MEMORY;
+    if (s == NULL) goto fail;
+#pragma omp parallel for schedule(static) num_threads(ln_team(count *d))
+    for (int64_t i = 0; i < count; i++)
+        s[i] = dot(row_of(e.q, i / e.chosen), row_of(e.k, e.columns[i] - 1), d) *
+               scale_of(&e, i / e.chosen, e.columns[i] - 1);
     real *to_q = dq != NULL ? (real *)dq->data : NULL;
     real *to_k = k == NULL ? to_q : dk != NULL ? (real *)dk->data : NULL;
-    for (int64_t i = 0; dq != NULL && i < dq->numel; i++) ((real *)dq->data)[i] = 0;
-    for (int64_t i = 0; dk != NULL && i < dk->numel; i++) ((real *)dk->data)[i] = 0;
-#pragma omp parallel for schedule(static) num_threads(ln_team(work))
+#pragma omp parallel for schedule(static) num_threads(ln_team(count *d))
     for (int64_t f = 0; f < d; f += FEATURES)
-        spread(&e, to_q, to_k, (const real *)dy->data, f, f + FEATURES < d ? f + FEATURES : d);
-    if (cosine && dq != NULL) REAL(unit_backward)(dq, q, e.q_scale);
-    if (cosine && dk != NULL) REAL(unit_backward)(dk, k, e.k_scale);
+        spread(&e, to_q, to_k, (const real *)dy->data, s, f, f + FEATURES < d ? f + FEATURES : d);
 fail:
     ln_scratch_release(owned[0]);
     ln_scratch_release(owned[1]);
+    ln_scratch_release(s);
     return status;
 }

@@ -128,8 +128,12 @@ typedef struct {
     uint16_t bins[];
 } spread;
 
+static size_t spread_bytes(int64_t n) {
+    return (sizeof(spread) + (size_t)n * sizeof(uint16_t) + 63) / 64 * 64;
+}
+
 size_t REAL(rank_scratch_bytes)(int64_t n) {
-    size_t bins = sizeof(spread) + (size_t)(n + 32) * (sizeof(uint16_t) + sizeof(real));
+    size_t bins = spread_bytes(n) + (size_t)(n + 2) * sizeof(real);
     size_t keys = 2 * (size_t)n * sizeof(candidate);
     return ((bins > keys ? bins : keys) + 63) / 64 * 64;
 }
@@ -205,7 +209,7 @@ void REAL(rank_values)(real *sorted, const real *x, int64_t n, int64_t k, void *
         return;
     }
     int32_t end = s->starts[last];
-    real *now = sorted, *next = (real *)(s->bins + (n + 31) / 32 * 32) + 1;
+    real *now = sorted, *next = (real *)((char *)scratch + spread_bytes(n)) + 1;
     for (int64_t i = 0; i < n; i++) {
         int32_t bin = s->bins[i] < last ? s->bins[i] : last;
         sorted[s->starts[bin]++] = x[i];

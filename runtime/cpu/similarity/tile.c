@@ -451,8 +451,8 @@ static void run_tile(worker *w, tile_mode mode, const block *q, const block *k, 
                          w->r.row1 - w->r.row0, padded);
 }
 
-/* About 24 blocks, more where they would leave the cache: whole vectors, and as many as let a round's
- * meetings be shared out among two threads alike. */
+/* About 24 blocks, more where they would leave the cache: whole vectors, and as many as let two
+ * threads share a round's meetings alike. */
 int64_t REAL(tile_block_rows)(int64_t rows, int64_t d) {
     int64_t most = (1 << 19) / ((int64_t)sizeof(real) * round_up(d, MICRO_COLUMNS));
     int64_t wanted = rows / 24 < most ? rows / 24 : most;
@@ -556,7 +556,7 @@ void REAL(tile_pack_panel)(const tile_pass *pass, real *panels, int64_t panel) {
 int64_t REAL(tile_row_block)(const tile_pass *pass, int64_t *stride, int64_t *elements) {
     int64_t padded = round_up(pass->d, MICRO_COLUMNS);
     *stride = round_up(pass->m, MICRO_COLUMNS);
-    int64_t rows = (8 << 20) / (*stride * (int64_t)sizeof(real)) / MICRO_ROWS * MICRO_ROWS;
+    int64_t rows = (4 << 20) / (*stride * (int64_t)sizeof(real)) / MICRO_ROWS * MICRO_ROWS;
     rows = rows < MICRO_ROWS ? MICRO_ROWS : rows > TILE_ROWS ? TILE_ROWS : rows;
     *elements = rows * (padded + *stride);
     return rows;

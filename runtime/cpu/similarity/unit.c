@@ -21,6 +21,10 @@ real *REAL(unit_scales)(const ln_tensor *x) {
     return scale;
 }
 
+bool REAL(unit_is_clamped)(real scale) {
+    return (double)scale >= 1 / NORM_FLOOR;
+}
+
 void REAL(unit_backward)(ln_tensor *dx, const ln_tensor *x, const real *scale) {
     int64_t n = x->shape[0], d = x->shape[1];
 #pragma omp parallel for schedule(static) num_threads(ln_team(n *d))
@@ -28,8 +32,7 @@ void REAL(unit_backward)(ln_tensor *dx, const ln_tensor *x, const real *scale) {
         const real *row = (const real *)x->data + i * d;
         real *g = (real *)dx->data + i * d;
         double along = 0;
-        bool clamped = (double)scale[i] >= 1 / NORM_FLOOR;
-        if (!clamped)
+        if (!REAL(unit_is_clamped)(scale[i]))
             for (int64_t k = 0; k < d; k++) along += (double)g[k] * (double)row[k];
         real back = (real)(along * (double)scale[i] * (double)scale[i]);
         for (int64_t k = 0; k < d; k++) g[k] = scale[i] * (g[k] - back * row[k]);

@@ -6,6 +6,8 @@
 /* 1 / max(|x|, 1e-8) of each row of x (n,d), in scratch that the caller releases. NULL: no
  * memory. */
 real *REAL(unit_scales)(const ln_tensor *x);
+/* Whether the norm behind a factor was below the floor, so that the factor is a constant. */
+bool REAL(unit_is_clamped)(real scale);
 /* From the gradient of the unit rows to that of x, in place. */
 void REAL(unit_backward)(ln_tensor *dx, const ln_tensor *x, const real *scale);
 
