@@ -21,6 +21,9 @@ ln_status ln_similarity_check(const ln_tensor *q, const ln_tensor *k) {
     const ln_tensor *inputs[] = {q, k};
     ln_status status = ln_check_inputs("similarity", k != NULL ? 2 : 1, inputs);
     if (status != LN_OK) return status;
+    if (ln_backend_of(ln_device(q))->similarity_forward == NULL)
+        return ln_fail(LN_NO_DEVICE, "similarity: is computed on the cpu only; q is on %s",
+                       ln_text_device(ln_device(q)));
     if (q->ndim != 2 || (q->dtype != LN_FLOAT32 && q->dtype != LN_FLOAT64))
         return ln_fail(LN_BAD_ARGUMENT, "similarity: q is %s; (N,d) float32 or float64 is taken",
                        ln_text(q));

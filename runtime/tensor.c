@@ -3,6 +3,7 @@
  * element that shape and stride reach lies inside the storage. */
 #include "backend.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -444,9 +445,28 @@ static ln_status check_host(const ln_tensor *t, int64_t n, const char *what) {
     return LN_OK;
 }
 
+/* Values of a tensor on another device go by way of one on the CPU. */
+static ln_status write_across(ln_tensor *t, const double *values, int64_t n) {
+    ln_tensor *host = NULL;
+    ln_status status = tensor_new(&host, t->dtype, LN_CPU, t->ndim, t->shape, "write");
+    if (status == LN_OK) status = ln_tensor_write(host, values, n);
+    if (status == LN_OK) status = ln_copy(t, host);
+    ln_tensor_release(host);
+    return status;
+}
+
+static ln_status read_across(double *values, const ln_tensor *t, int64_t n) {
+    ln_tensor *host = NULL;
+    ln_status status = ln_to_device(&host, t, LN_CPU);
+    if (status == LN_OK) status = ln_tensor_read(values, host, n);
+    ln_tensor_release(host);
+    return status;
+}
+
 ln_status ln_tensor_write(ln_tensor *t, const double *values, int64_t n) {
     ln_status status = check_host(t, n, "write");
     if (status != LN_OK) return status;
+    if (ln_device(t) != LN_CPU) return write_across(t, values, n);
     ln_wrote(t);
     int64_t position[LN_MAX_DIMS] = {0};
     char *p = t->data;
@@ -458,6 +478,7 @@ ln_status ln_tensor_write(ln_tensor *t, const double *values, int64_t n) {
 ln_status ln_tensor_read(double *values, const ln_tensor *t, int64_t n) {
     ln_status status = check_host(t, n, "read");
     if (status != LN_OK) return status;
+    if (ln_device(t) != LN_CPU) return read_across(values, t, n);
     int64_t position[LN_MAX_DIMS] = {0};
     char *p = t->data;
     for (int64_t i = 0; i < n; i++, p = next_element(t, p, position))
@@ -540,4 +561,13 @@ void ln_element_set(int dtype, void *p, double v) {
     case LN_UINT8: *(uint8_t *)p = (uint8_t)saturate(v, 0, 255, 0, 255); break;
     default: *(uint8_t *)p = v != 0; break; /* bool */
     }
+}
+
+double ln_element_below(int dtype, double b) {
+    if (dtype == LN_FLOAT64) return nextafter(b, -INFINITY);
+    if (dtype == LN_FLOAT32) return (float)b < b ? (float)b : nextafterf((float)b, -INFINITY);
+    uint16_t x; /* sign and magnitude: the value below is one magnitude less, or more */
+    ln_element_set(dtype, &x, b);
+    if (ln_element_get(dtype, &x) >= b) x = x == 0 ? 0x8001 : x & 0x8000 ? x + 1 : x - 1;
+    return ln_element_get(dtype, &x);
 }
