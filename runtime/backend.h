@@ -103,6 +103,9 @@ ln_tensor ln_broadcast(const ln_tensor *t, int ndim, const int64_t *shape);
 bool ln_broadcast_shape(int *ndim, int64_t *shape, const ln_tensor *a, const ln_tensor *b);
 void ln_wrote(ln_tensor *t); /* bumps the version: every in-place writer calls it */
 
+/* The element of t, wherever that lies, at place i in row-major order; its positions from 1. */
+ln_status ln_tensor_element(double *value, int64_t *positions, const ln_tensor *t, int64_t i);
+
 int64_t ln_tensor_handles(void); /* tensors not yet released */
 
 /* Host doubles to and from one element of any dtype. */

@@ -486,6 +486,18 @@ ln_status ln_tensor_read(double *values, const ln_tensor *t, int64_t n) {
     return LN_OK;
 }
 
+ln_status ln_tensor_element(double *value, int64_t *positions, const ln_tensor *t, int64_t i) {
+    ln_tensor one = *t;
+    one.ndim = 0;
+    one.numel = 1;
+    for (int d = t->ndim - 1; d >= 0; d--) {
+        positions[d] = i % t->shape[d] + 1;
+        i /= t->shape[d];
+        one.data += (positions[d] - 1) * t->stride[d] * (int64_t)ln_dtype_size(t->dtype);
+    }
+    return ln_tensor_read(value, &one, 1);
+}
+
 /* ---- Single elements ---- */
 
 float ln_bfloat16_to_float(uint16_t x) {

@@ -28,24 +28,11 @@ static __global__ void check_kernel(walk w, range r, unsigned long long *first_b
     }
 }
 
-/* Position i of a tensor in row-major order, as ln_tensor_read's single value. */
-static ln_status read_one(double *value, const ln_tensor *index, int64_t i, int64_t *at) {
-    ln_tensor one = *index;
-    one.ndim = 0;
-    one.numel = 1;
-    for (int d = index->ndim - 1; d >= 0; d--) {
-        at[d] = i % index->shape[d] + 1;
-        i /= index->shape[d];
-        one.data += (at[d] - 1) * index->stride[d] * (int64_t)ln_dtype_size(index->dtype);
-    }
-    return ln_tensor_read(value, &one, 1);
-}
-
 static ln_status out_of_range(const ln_tensor *index, int64_t i, int64_t extent, const char *what) {
     int64_t at[LN_MAX_DIMS];
     double value;
     char position[24];
-    ln_status status = read_one(&value, index, i, at);
+    ln_status status = ln_tensor_element(&value, at, index, i);
     if (status != LN_OK) return status;
     snprintf(position, sizeof position, "%lld", (long long)at[0]);
     return ln_fail(LN_BAD_ARGUMENT, "%s: index %lld at position %s is outside 1..%lld", what,
@@ -70,6 +57,11 @@ static ln_status find_bad(int64_t *place, const ln_tensor *index, range r, const
 fail:
     cuda_scratch_release(first);
     return status;
+}
+
+ln_status CUDA(index_check)(int64_t *first, const ln_tensor *index, int64_t extent) {
+    ln_status status = cuda_enter(index, "index_check");
+    return status != LN_OK ? status : find_bad(first, index, {1, extent, 1}, "index_check");
 }
 
 static ln_status check_index(const ln_tensor *index, int64_t extent, const char *what) {
