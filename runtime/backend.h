@@ -55,7 +55,8 @@ struct ln_storage {
     atomic_uint version;
     int device;
     size_t bytes; /* of the whole block: what the device's live bytes count */
-    void *data;   /* 64-byte aligned; after the storage where that is on the CPU */
+    void *data;   /* 64-byte aligned; after the storage, or what a driver gave */
+    bool pinned;  /* on the CPU, but from CUDA's driver */
     ln_tensor whole;
 };
 
@@ -66,6 +67,7 @@ void ln_memory_open(int device, int64_t total_bytes, int64_t available_bytes);
 
 /* `what` names the operator in the message. */
 ln_status ln_storage_new(ln_storage **out, int device, size_t bytes, const char *what);
+ln_status ln_storage_new_pinned(ln_storage **out, size_t bytes, const char *what);
 void ln_storage_retain(ln_storage *s);
 void ln_storage_release(ln_storage *s); /* NULL allowed */
 
@@ -108,12 +110,12 @@ ln_status ln_tensor_element(double *value, int64_t *positions, const ln_tensor *
 
 int64_t ln_tensor_handles(void); /* tensors not yet released */
 
+/* ---- Single elements (element.c) ---- */
+
 /* Host doubles to and from one element of any dtype. */
 double ln_element_get(int dtype, const void *p);
 void ln_element_set(int dtype, void *p, double v);
 double ln_element_below(int dtype, double b); /* the largest of a floating dtype below b */
-
-/* ---- Half precision (tensor.c) ---- */
 
 float ln_bfloat16_to_float(uint16_t x);
 uint16_t ln_float_to_bfloat16(float x); /* nearest even */
@@ -141,6 +143,9 @@ typedef struct {
      * LN_OUT_OF_MEMORY, without a message, where there is none even after flushing. */
     ln_status (*acquire)(void **out, int device, size_t bytes);
     void (*release)(void *p, int device);
+    /* Pinned memory of the host, likewise. */
+    ln_status (*pin)(void **out, size_t bytes);
+    void (*unpin)(void *p, size_t bytes);
     /* Copies bytes from or to a CUDA device, after what the thread asked before. When it returns,
      * memory of the host has been read or written. */
     ln_status (*transfer)(void *dst, int dst_device, const void *src, int src_device, size_t bytes);
@@ -157,6 +162,7 @@ ln_status ln_driver_open(const ln_driver **out);
 /* The table for a device (never NULL for the device of a live tensor). */
 const ln_backend *ln_backend_of(int device);
 const ln_driver *ln_driver_of(int device); /* of a CUDA device that was checked */
+ln_status ln_driver_load(const ln_driver **out, const char *what); /* of any; fails where none is */
 /* Exists; a CUDA device is made ready. */
 ln_status ln_device_check(int device, const char *what);
 /* Copies n bytes between contiguous blocks on any two devices. */

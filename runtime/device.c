@@ -71,13 +71,19 @@ int ln_devices(void) {
     return ready_below;
 }
 
-ln_status ln_cuda_devices(int *out) {
+ln_status ln_driver_load(const ln_driver **out, const char *what) {
     pthread_mutex_lock(&loading.lock);
-    const ln_driver *driver = load();
+    *out = load();
     pthread_mutex_unlock(&loading.lock);
-    if (driver == NULL) return ln_fail(LN_NO_DEVICE, "no cuda device: %s", loading.refusal);
-    *out = driver->devices;
-    return LN_OK;
+    if (*out != NULL) return LN_OK;
+    return ln_fail(LN_NO_DEVICE, "%s: no cuda device: %s", what, loading.refusal);
+}
+
+ln_status ln_cuda_devices(int *out) {
+    const ln_driver *driver;
+    ln_status status = ln_driver_load(&driver, "cuda");
+    if (status == LN_OK) *out = driver->devices;
+    return status;
 }
 
 /* Counts the device's memory, which wakes it: devices that are not asked for stay asleep. */

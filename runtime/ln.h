@@ -155,6 +155,10 @@ ln_status ln_copy(ln_tensor *dst, const ln_tensor *src);
 ln_status ln_cast(ln_tensor **out, const ln_tensor *x, int dtype);
 ln_status ln_contiguous(ln_tensor **out, const ln_tensor *x); /* always a copy, row-major */
 ln_status ln_to_device(ln_tensor **out, const ln_tensor *x, int device);
+/* A row-major copy on the CPU, in memory that the system never moves: CUDA devices copy from and to
+ * it at full speed. Takes a CUDA device to be there. */
+ln_status ln_pin(ln_tensor **out, const ln_tensor *x);
+bool ln_is_pinned(const ln_tensor *x); /* false for NULL */
 ln_status ln_fill(ln_tensor *dst, double value);
 /* dst[i] = start + i * step for the 1-D dst. */
 ln_status ln_arange(ln_tensor *dst, double start, double step);

@@ -166,40 +166,43 @@ static void count_released(int device, int64_t bytes) {
     if (m->live_bytes < *collected) *collected = m->live_bytes;
 }
 
-/* A block for a storage's header and, on the CPU, its data; NULL where there is none or the limit
- * forbids it. Counts *counted bytes. */
-static ln_storage *storage_block(int device, size_t bytes, size_t *counted) {
+/* A block for a storage's header and, unless its data lies apart, that too; NULL where there is none
+ * or the limit forbids it. Counts *counted bytes. */
+static ln_storage *storage_block(int device, bool apart, size_t bytes, size_t *counted) {
     size_t block_bytes;
     if (bytes > SIZE_MAX / 4 || (fail_after > 0 && --fail_after == 0)) return NULL;
-    bool here = device == LN_CPU;
-    if (here) bin_of(HEADER + bytes, counted);
-    else *counted = (bytes + DEVICE_ALIGNMENT - 1) / DEVICE_ALIGNMENT * DEVICE_ALIGNMENT;
+    if (apart) *counted = (bytes + DEVICE_ALIGNMENT - 1) / DEVICE_ALIGNMENT * DEVICE_ALIGNMENT;
+    else bin_of(HEADER + bytes, counted);
     if (!admits(device, *counted)) return NULL;
-    ln_storage *s = block_new(here ? HEADER + bytes : HEADER, &block_bytes);
+    ln_storage *s = block_new(apart ? HEADER : HEADER + bytes, &block_bytes);
     if (s != NULL) count_new(device, (int64_t)*counted);
     return s;
 }
 
-static void storage_block_release(ln_storage *s, int device, size_t counted) {
+static void storage_block_release(ln_storage *s, int device, bool apart, size_t counted) {
     size_t block_bytes = counted;
-    if (device != LN_CPU) bin_of(HEADER, &block_bytes);
+    if (apart) bin_of(HEADER, &block_bytes);
     count_released(device, (int64_t)counted);
     block_release(s, block_bytes);
 }
 
-ln_status ln_storage_new(ln_storage **out, int device, size_t bytes, const char *what) {
+/* pinning: NULL but for pinned memory. */
+static ln_status storage_new(ln_storage **out, int device, const ln_driver *pinning, size_t bytes,
+                             const char *what) {
     size_t counted = 0;
+    bool apart = device != LN_CPU || pinning != NULL;
     ln_status status = LN_OK;
     pthread_mutex_lock(&host.lock);
-    ln_storage *s = storage_block(device, bytes, &counted);
+    ln_storage *s = storage_block(device, apart, bytes, &counted);
     if (s == NULL) status = refuse(bytes, device, what);
     pthread_mutex_unlock(&host.lock);
     if (s == NULL) return status;
     s->data = (char *)s + HEADER;
-    if (device != LN_CPU) status = ln_driver_of(device)->acquire(&s->data, device, bytes);
+    if (pinning != NULL) status = pinning->pin(&s->data, bytes);
+    else if (apart) status = ln_driver_of(device)->acquire(&s->data, device, bytes);
     if (status != LN_OK) {
         pthread_mutex_lock(&host.lock);
-        storage_block_release(s, device, counted);
+        storage_block_release(s, device, apart, counted);
         if (status == LN_OUT_OF_MEMORY) refuse(bytes, device, what);
         pthread_mutex_unlock(&host.lock);
         return status;
@@ -208,8 +211,19 @@ ln_status ln_storage_new(ln_storage **out, int device, size_t bytes, const char 
     atomic_init(&s->version, 0);
     s->device = device;
     s->bytes = counted;
+    s->pinned = pinning != NULL;
     *out = s;
     return LN_OK;
+}
+
+ln_status ln_storage_new(ln_storage **out, int device, size_t bytes, const char *what) {
+    return storage_new(out, device, NULL, bytes, what);
+}
+
+ln_status ln_storage_new_pinned(ln_storage **out, size_t bytes, const char *what) {
+    const ln_driver *driver;
+    ln_status status = ln_driver_load(&driver, what);
+    return status != LN_OK ? status : storage_new(out, LN_CPU, driver, bytes, what);
 }
 
 void ln_storage_retain(ln_storage *s) {
@@ -218,9 +232,11 @@ void ln_storage_retain(ln_storage *s) {
 
 void ln_storage_release(ln_storage *s) {
     if (s == NULL || atomic_fetch_sub_explicit(&s->refs, 1, memory_order_acq_rel) > 1) return;
-    if (s->device != LN_CPU) ln_driver_of(s->device)->release(s->data, s->device);
+    bool apart = s->pinned || s->device != LN_CPU;
+    if (s->pinned) ln_driver_of(LN_CUDA)->unpin(s->data, s->bytes);
+    else if (apart) ln_driver_of(s->device)->release(s->data, s->device);
     pthread_mutex_lock(&host.lock);
-    storage_block_release(s, s->device, s->bytes);
+    storage_block_release(s, s->device, apart, s->bytes);
     pthread_mutex_unlock(&host.lock);
 }
 

@@ -108,6 +108,28 @@ describe("between devices", function()
   end)
 end)
 
+describe("pinned memory", function()
+  it("holds the same values, counts as the CPU's, and goes back", function()
+    collectgarbage()
+    local x = lunce.rand(30, 40, CPU)
+    local before = lunce.memory("cpu").live_bytes
+    for _ = 1, 3 do
+      local pinned = x:t():pin_memory()
+      assert.is_true(pinned:is_pinned())
+      assert.is_false(x:is_pinned())
+      assert.equal("cpu", pinned.device)
+      assert.is_true(lunce.memory("cpu").live_bytes >= before + 4800)
+      same(x:t(), pinned)
+      same(x:t(), pinned:cuda())
+      same(x, pinned:cuda():pin_memory():t())
+      pinned:free()
+    end
+    collectgarbage()
+    lunce.cuda.empty_cache()
+    assert.equal(before, lunce.memory("cpu").live_bytes)
+  end)
+end)
+
 describe("memory of a device", function()
   it("is counted apart, and given back", function()
     collectgarbage()

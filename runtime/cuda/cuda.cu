@@ -3,6 +3,7 @@
  * nothing is asked of a stream but the calling thread's own. */
 #include "cuda.h"
 
+#include <pthread.h>
 #include <stdio.h>
 
 static const ln_backend table = {
@@ -145,6 +146,66 @@ void cuda_scratch_release(void *p) {
     if (p != NULL && cudaGetDevice(&device) == cudaSuccess) release(p, LN_CUDA + device);
 }
 
+/* ---- Pinned memory of the host, which takes milliseconds to make: some blocks are kept ---- */
+
+enum { KEPT = 32 };
+
+static struct {
+    pthread_mutex_t lock;
+    struct {
+        void *p;
+        size_t bytes;
+    } block[KEPT];
+} kept = {PTHREAD_MUTEX_INITIALIZER, {}};
+
+/* Units in which pinned blocks are made and kept: what asks for about as much fits again. */
+static size_t pinned_bytes(size_t bytes) {
+    size_t unit = 4096;
+    while (unit * 8 < bytes) unit *= 2;
+    return (bytes + unit - 1) / unit * unit + (bytes == 0 ? unit : 0);
+}
+
+static ln_status pin(void **out, size_t bytes) {
+    bytes = pinned_bytes(bytes);
+    void *found = NULL;
+    pthread_mutex_lock(&kept.lock);
+    for (int i = 0; i < KEPT && found == NULL; i++)
+        if (kept.block[i].p != NULL && kept.block[i].bytes == bytes) {
+            found = kept.block[i].p;
+            kept.block[i].p = NULL;
+        }
+    pthread_mutex_unlock(&kept.lock);
+    if (found == NULL) {
+        ln_status status = cuda_check(cudaHostAlloc(&found, bytes, cudaHostAllocPortable), "pin");
+        if (status != LN_OK) return status;
+    }
+    *out = found;
+    return LN_OK;
+}
+
+/* Every transfer has ended when it returned, so that nothing reads the block any more. */
+static void unpin(void *p, size_t bytes) {
+    bytes = pinned_bytes(bytes);
+    pthread_mutex_lock(&kept.lock);
+    for (int i = 0; i < KEPT && p != NULL; i++)
+        if (kept.block[i].p == NULL) {
+            kept.block[i].p = p;
+            kept.block[i].bytes = bytes;
+            p = NULL;
+        }
+    pthread_mutex_unlock(&kept.lock);
+    if (p != NULL && !lost()) cudaFreeHost(p);
+}
+
+static void unpin_kept(void) {
+    pthread_mutex_lock(&kept.lock);
+    for (int i = 0; i < KEPT; i++) {
+        if (kept.block[i].p != NULL) cudaFreeHost(kept.block[i].p);
+        kept.block[i].p = NULL;
+    }
+    pthread_mutex_unlock(&kept.lock);
+}
+
 /* ---- Transfers ---- */
 
 static ln_status transfer(void *dst, int dst_device, const void *src, int src_device,
@@ -165,6 +226,12 @@ static ln_status transfer(void *dst, int dst_device, const void *src, int src_de
     return status;
 }
 
+/* What is kept for pinning belongs to no device. */
+static ln_status flush_devices(int device) {
+    unpin_kept();
+    return flush(device);
+}
+
 /* ---- The entry ---- */
 
 ln_status ln_driver_open(const ln_driver **out) {
@@ -178,8 +245,8 @@ ln_status ln_driver_open(const ln_driver **out) {
         return ln_fail(LN_NO_DEVICE, "the NVIDIA driver finds no device");
     if (error != cudaSuccess)
         return ln_fail(LN_NO_DEVICE, "%s (%s)", cudaGetErrorString(error), cudaGetErrorName(error));
-    driver = {LN_DRIVER_VERSION, devices,     &table, acquire, release,
-              transfer,          synchronize, flush,  memory,  lost};
+    driver = {LN_DRIVER_VERSION, devices,     &table,        acquire, release, pin, unpin,
+              transfer,          synchronize, flush_devices, memory,  lost};
     *out = &driver;
     return LN_OK;
 }

@@ -180,6 +180,17 @@ cudaError_t cudaFreeAsync(void *p, cudaStream_t) {
     return known ? fault : cudaErrorInvalidValue;
 }
 
+cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned) {
+    if (fault != cudaSuccess) return fault;
+    *p = aligned_alloc(PAGE, (bytes + PAGE - 1) / PAGE * PAGE);
+    return *p == NULL ? cudaErrorMemoryAllocation : cudaSuccess;
+}
+
+cudaError_t cudaFreeHost(void *p) {
+    free(p);
+    return fault;
+}
+
 /* ---- The pool, which caches nothing: so that what was released cannot be touched ---- */
 
 cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t *pool, int device) {
