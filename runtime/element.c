@@ -1,6 +1,6 @@
-/* Single elements of any dtype, to and from host doubles, and the formats of half precision. Knows no
- * tensor. Invariant: what a dtype holds exactly comes back unchanged; other values are rounded to
- * the nearest, integers saturate. */
+/* Single elements of any dtype, to and from host doubles, and the formats of half precision. Knows
+ * no tensor. Invariant: what a dtype holds exactly comes back unchanged; other values are rounded
+ * to the nearest, integers saturate. */
 #include "backend.h"
 
 #include <math.h>

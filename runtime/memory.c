@@ -166,8 +166,8 @@ static void count_released(int device, int64_t bytes) {
     if (m->live_bytes < *collected) *collected = m->live_bytes;
 }
 
-/* A block for a storage's header and, unless its data lies apart, that too; NULL where there is none
- * or the limit forbids it. Counts *counted bytes. */
+/* A block for a storage's header and, unless its data lies apart, that too; NULL where there is
+ * none or the limit forbids it. Counts *counted bytes. */
 static ln_storage *storage_block(int device, bool apart, size_t bytes, size_t *counted) {
     size_t block_bytes;
     if (bytes > SIZE_MAX / 4 || (fail_after > 0 && --fail_after == 0)) return NULL;

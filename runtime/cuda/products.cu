@@ -93,7 +93,21 @@ fail:
     return status;
 }
 
-static ln_status choose(description *d, cublasLtHandle_t handle, const char *what) {
+/* Views may begin anywhere: algorithms that read wider than an address allows are not chosen. */
+static ln_status set_alignment(description *d, cublasLtMatmulPreferenceAttributes_t name,
+                               const void *p, const char *what) {
+    uint32_t alignment = 256; /* of whole blocks; the most that is asked for */
+    while ((uintptr_t)p % alignment != 0) alignment /= 2;
+    return blas_check(
+        cublasLtMatmulPreferenceSetAttribute(d->preference, name, &alignment, sizeof alignment),
+        what);
+}
+
+static ln_status choose(description *d, cublasLtHandle_t handle, const matrix *a,
+                        const char *what) {
+    static const cublasLtMatmulPreferenceAttributes_t alignments[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
     int found = 0;
     ln_status status;
     LN_TRY(blas_check(cublasLtMatmulPreferenceCreate(&d->preference), what));
@@ -101,6 +115,7 @@ static ln_status choose(description *d, cublasLtHandle_t handle, const char *wha
                                                            CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                                            &WORKSPACE, sizeof WORKSPACE),
                       what));
+    for (int i = 0; i < 4; i++) LN_TRY(set_alignment(d, alignments[i], a[i].data, what));
     LN_TRY(blas_check(cublasLtMatmulAlgoGetHeuristic(handle, d->product, d->y, d->x, d->z, d->z,
                                                      d->preference, 1, &d->choice, &found),
                       what));
@@ -124,6 +139,7 @@ ln_status cuda_product(int dtype, matrix z, matrix x, matrix y, int64_t n, int64
     void *workspace = NULL;
     double wide[] = {1, add ? 1.0 : 0.0};
     float narrow[] = {1, add ? 1.0f : 0.0f};
+    const matrix operands[] = {y, x, z, z}; /* its A, B, C and D */
     bool is_wide = dtype == LN_FLOAT64;
     const void *one = is_wide ? (const void *)&wide[0] : &narrow[0];
     const void *kept = is_wide ? (const void *)&wide[1] : &narrow[1];
@@ -133,7 +149,7 @@ ln_status cuda_product(int dtype, matrix z, matrix x, matrix y, int64_t n, int64
     LN_TRY(layout_new(&d.y, dtype, y, k, m, batches, what));
     LN_TRY(layout_new(&d.x, dtype, x, n, k, batches, what));
     LN_TRY(layout_new(&d.z, dtype, z, n, m, batches, what));
-    LN_TRY(choose(&d, handle, what));
+    LN_TRY(choose(&d, handle, operands, what));
     if (d.choice.workspaceSize > 0) LN_TRY(cuda_scratch(&workspace, d.choice.workspaceSize, what));
     status = blas_check(cublasLtMatmul(handle, d.product, one, y.data, d.y, x.data, d.x, kept,
                                        z.data, d.z, z.data, d.z, &d.choice.algo, workspace,

@@ -55,19 +55,10 @@ ln_status CUDA(random)(ln_tensor *dst, int distribution, double a, double b, uin
 
 /* Drawn on the host: each of Fisher-Yates' exchanges needs the one before. */
 ln_status CUDA(randperm)(ln_tensor *dst, uint64_t seed, uint64_t stream) {
-    int64_t n = dst->numel, *p;
-    ln_status status = cuda_enter(dst, "randperm");
-    if (status != LN_OK || n == 0) return status;
-    p = (int64_t *)ln_scratch_new((size_t)n * sizeof *p, "randperm");
-    if (p == NULL) return LN_OUT_OF_MEMORY;
-    for (int64_t i = 0; i < n; i++) p[i] = i + 1;
-    ln_shuffle(p, n, seed, stream);
-    status = cuda_check(cudaMemcpy2DAsync(dst->data, (size_t)dst->stride[0] * sizeof *p, p,
-                                          sizeof *p, sizeof *p, (size_t)n, cudaMemcpyHostToDevice,
-                                          cudaStreamPerThread),
-                        "randperm");
-    if (status == LN_OK)
-        status = cuda_check(cudaStreamSynchronize(cudaStreamPerThread), "randperm");
-    ln_scratch_release(p);
+    ln_tensor *drawn = NULL;
+    ln_status status = ln_out(&drawn, LN_INT64, LN_CPU, 1, dst->shape, "randperm");
+    if (status == LN_OK) status = ln_cpu_backend()->randperm(drawn, seed, stream);
+    if (status == LN_OK) status = ln_copy(dst, drawn);
+    ln_tensor_release(drawn);
     return status;
 }

@@ -4,7 +4,8 @@
  *
  * LUNCE_CUDA_HOST_BYTES: the memory of each device (4 GiB where not given);
  * LUNCE_CUDA_HOST_FAULT: the number of the launch that loses the device;
- * LUNCE_CUDA_HOST_DEVICES: 0 for a driver without devices, -1 for no driver. */
+ * LUNCE_CUDA_HOST_DEVICES: 0 for a driver without devices, -1 for no driver;
+ * LUNCE_CUDA_HOST_LEAKS: 1 to have blocks counted that are not given back at exit. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* pkey_alloc */
 #endif
@@ -154,6 +155,11 @@ cudaError_t cudaMallocAsync(void **p, size_t bytes, cudaStream_t) {
     pthread_mutex_unlock(&lock);
     *p = data;
     return cudaSuccess;
+}
+
+__attribute__((destructor)) static void tell_leaks(void) {
+    if (setting("LUNCE_CUDA_HOST_LEAKS", 0) == 0 || blocks.empty()) return;
+    fprintf(stderr, "cuda-host: %zu blocks were not given back\n", blocks.size());
 }
 
 /* The bytes between a block's end and its guard page must be as they were. */
