@@ -86,7 +86,7 @@ $(BUILD)/%.o: %.c Makefile
 
 # It needs no C++ library: what kernels' stubs set up once may be set up twice. random.cu must not
 # fuse multiply and add: its bits are to be the CPU's.
-CUDA_HOME = $(patsubst %/bin/nvcc,%,$(realpath $(shell command -v $(NVCC))))
+CUDA_HOME = $(patsubst %/bin/nvcc,%,$(shell command -v $(NVCC)))
 comma := ,
 WARN_CUDA = $(subst $() $(),$(comma),$(filter-out -Wmissing-prototypes,$(WARN)))
 NVCCFLAGS_ALL = -std=c++17 -O3 -lineinfo -Werror all-warnings -Iruntime \
@@ -186,7 +186,8 @@ stress: all ## run the memory campaigns in full, and under valgrind
 
 install: all ## install into PREFIX (and DESTDIR)
 	install -D $(BUILD)/lunce $(DESTDIR)$(PREFIX)/bin/lunce
-	install -Dm 644 $(BUILD)/liblunce.so $(DESTDIR)$(PREFIX)/lib/liblunce.so
+	for library in $(BUILD)/liblunce.so $(CUDA_LIBRARY); do \
+	  install -Dm 644 $$library $(DESTDIR)$(PREFIX)/lib/$${library##*/}; done
 	install -Dm 644 runtime/ln.h $(DESTDIR)$(PREFIX)/share/lunce/ln.h
 	cp -R lualib scripts $(DESTDIR)$(PREFIX)/share/lunce/
 
