@@ -152,6 +152,7 @@ typedef struct {
     ln_status (*synchronize)(int device);
     ln_status (*flush)(int device); /* gives cached memory back */
     ln_status (*memory)(int64_t *total, int64_t *available, int64_t *cached, int device);
+    ln_status (*name)(const char **out, int device); /* in a buffer of the thread's own */
     bool (*lost)(void);
 } ln_driver;
 /* The function that the shared object exports. */

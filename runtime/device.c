@@ -21,6 +21,7 @@ static struct {
 /* Written under the lock, once: a device's driver is there before it is ready. */
 static const ln_driver *_Atomic cuda;
 static atomic_bool ready[LN_MOST_DEVICES];
+static atomic_bool tf32;
 static atomic_int ready_below = 1; /* one past the largest number of a ready device */
 
 /* ---- Loading ---- */
@@ -134,6 +135,20 @@ ln_status ln_synchronize(int device) {
     ln_status status = ln_device_check(device, "synchronize");
     if (status != LN_OK || device == LN_CPU) return status;
     return ln_driver_of(device)->synchronize(device);
+}
+
+ln_status ln_cuda_name(const char **out, int device) {
+    if (device == LN_CPU) return ln_fail(LN_BAD_ARGUMENT, "name: the cpu is not a cuda device");
+    ln_status status = ln_device_check(device, "name");
+    return status != LN_OK ? status : ln_driver_of(device)->name(out, device);
+}
+
+bool ln_cuda_tf32(void) {
+    return tf32;
+}
+
+void ln_cuda_tf32_set(bool allowed) {
+    tf32 = allowed;
 }
 
 bool ln_device_lost(void) {

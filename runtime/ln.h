@@ -76,6 +76,12 @@ bool ln_interrupted(void);
 ln_status ln_cuda_devices(int *out);
 /* Devices with numbers below this are ready for use: 1 until a CUDA device has been asked for. */
 int ln_devices(void);
+/* The model of a CUDA device, "NVIDIA H200"; valid until the thread's next call. */
+ln_status ln_cuda_name(const char **out, int device);
+/* Whether float32 products on CUDA devices may round their operands to TF32, which has 10 bits of
+ * fraction and several times the rate. Initially not. */
+bool ln_cuda_tf32(void);
+void ln_cuda_tf32_set(bool allowed);
 /* Waits until the device has done all that the calling thread asked of it. */
 ln_status ln_synchronize(int device);
 /* Whether a CUDA device has failed for good: a program that ends for it says so by its status. */

@@ -38,6 +38,14 @@ describe("asking for a cuda device", function()
     if not available then assert.matches("^cuda: no cuda device: .", reason) end
   end)
 
+  it("has a name, and TF32 only by option", function()
+    if not available then return pending(reason) end
+    assert.is_true(#lunce.cuda.get_device_name() > 0)
+    assert.is_false(lunce.cuda.tf32())
+    assert.is_true(lunce.cuda.tf32(true))
+    assert.is_false(lunce.cuda.tf32(false))
+  end)
+
   it("refuses a number that is too high", function()
     if not available then return pending(reason) end
     local ok, message = pcall(lunce.zeros, 2, { device = "cuda:40" })

@@ -24,6 +24,25 @@ function M.device_count()
   return M.is_available() and count[0] or 0
 end
 
+local name = ffi.new "const char *[1]"
+
+--- The model of a device.
+---@param device string|nil "cuda"
+---@return string
+function M.get_device_name(device)
+  call(C.ln_cuda_name, name, tensor.device(device or "cuda", "get_device_name"))
+  return ffi.string(name[0])
+end
+
+--- Whether float32 products may be computed in TF32, after setting it where `allowed` is given:
+--- faster, and good to three digits. Initially not.
+---@param allowed boolean|nil
+---@return boolean
+function M.tf32(allowed)
+  if allowed ~= nil then C.ln_cuda_tf32_set(allowed) end
+  return C.ln_cuda_tf32()
+end
+
 --- Waits until the device has done all it was asked to.
 ---@param device string|nil "cuda"
 function M.synchronize(device)

@@ -232,6 +232,13 @@ static ln_status flush_devices(int device) {
     return flush(device);
 }
 
+static ln_status name_of(const char **out, int device) {
+    static thread_local cudaDeviceProp properties;
+    ln_status status = cuda_check(cudaGetDeviceProperties(&properties, device - LN_CUDA), "name");
+    if (status == LN_OK) *out = properties.name;
+    return status;
+}
+
 /* ---- The entry ---- */
 
 ln_status ln_driver_open(const ln_driver **out) {
@@ -246,7 +253,7 @@ ln_status ln_driver_open(const ln_driver **out) {
     if (error != cudaSuccess)
         return ln_fail(LN_NO_DEVICE, "%s (%s)", cudaGetErrorString(error), cudaGetErrorName(error));
     driver = {LN_DRIVER_VERSION, devices,     &table,        acquire, release, pin, unpin,
-              transfer,          synchronize, flush_devices, memory,  lost};
+              transfer,          synchronize, flush_devices, memory,  name_of, lost};
     *out = &driver;
     return LN_OK;
 }

@@ -75,13 +75,14 @@ typedef struct {
 } description;
 
 static ln_status product_new(description *d, int dtype, matrix x, matrix y, const char *what) {
-    bool wide = dtype == LN_FLOAT64;
+    bool wide = dtype == LN_FLOAT64, rough = dtype == LN_FLOAT32 && ln_cuda_tf32();
+    cublasComputeType_t type = CUBLAS_COMPUTE_32F;
+    if (wide) type = CUBLAS_COMPUTE_64F;
+    if (rough) type = CUBLAS_COMPUTE_32F_FAST_TF32;
     cublasOperation_t turn_y = y.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
     cublasOperation_t turn_x = x.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
     ln_status status;
-    LN_TRY(blas_check(cublasLtMatmulDescCreate(&d->product,
-                                               wide ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F,
-                                               wide ? CUDA_R_64F : CUDA_R_32F),
+    LN_TRY(blas_check(cublasLtMatmulDescCreate(&d->product, type, wide ? CUDA_R_64F : CUDA_R_32F),
                       what));
     LN_TRY(blas_check(cublasLtMatmulDescSetAttribute(d->product, CUBLASLT_MATMUL_DESC_TRANSA,
                                                      &turn_y, sizeof turn_y),

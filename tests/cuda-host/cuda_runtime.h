@@ -65,6 +65,10 @@ typedef struct cuda_host_stream *cudaStream_t;
 typedef struct cuda_host_pool *cudaMemPool_t;
 static const cudaStream_t cudaStreamPerThread = NULL;
 
+struct cudaDeviceProp {
+    char name[256];
+};
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device);
 cudaError_t cudaGetDeviceCount(int *count);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDevice(int *device);

@@ -100,6 +100,12 @@ cudaError_t cudaGetDeviceCount(int *count) {
     return cudaSuccess;
 }
 
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device) {
+    if (device < 0 || device >= DEVICES) return cudaErrorInvalidDevice;
+    snprintf(properties->name, sizeof properties->name, "cuda-host");
+    return fault;
+}
+
 cudaError_t cudaSetDevice(int device) {
     if (device < 0 || device >= DEVICES) return cudaErrorInvalidDevice;
     current_device = device;
