@@ -112,6 +112,7 @@ HOST_OBJS := $(patsubst %.cu,$(BUILD)/tests/%.o,\
   $(patsubst tests/cuda-host/%.cc,$(BUILD)/tests/cuda-host/%.o,\
   $(filter-out %/check.cc,$(wildcard tests/cuda-host/*.cc)))
 CXXFLAGS_HOST = -std=c++17 -O2 -g -fPIC -fvisibility=hidden -ffp-contract=off \
+  -DLN_MOST_BLOCKS=3 -DLN_SCRATCH_BYTES=40000 \
   $(filter-out -Wmissing-prototypes,$(WARN)) -Itests/cuda-host -Iruntime -Iruntime/cuda
 
 $(BUILD)/tests/%.o: %.cu Makefile

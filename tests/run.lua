@@ -155,7 +155,10 @@ local function run_on_host()
     return
   end
   file:close()
-  run_files(device_files(), " with CUDA on the host", "DEVICE=cuda LUNCE_CUDA=" .. quote(shim))
+  local environment = "DEVICE=cuda LUNCE_CUDA=" .. quote(shim)
+  run_files(device_files(), " with CUDA on the host", environment)
+  run_files({ here .. "/cuda_test.lua" }, " with CUDA on the host, threads in reverse",
+    environment .. " LUNCE_CUDA_HOST_REVERSE=1")
 end
 
 local function main(...)

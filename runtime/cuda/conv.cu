@@ -1,13 +1,12 @@
 /* Convolutions as matrix products: the input is laid out as columns, a column for each place of the
  * output with the elements under the kernel, and the library multiplies. Computed for so many
  * samples at a time as scratch memory holds columns for. Invariant: an element of a gradient is
- * summed by one thread or one product, in a fixed order. */
+ * summed by one thread or one product, in a fixed order.
+ *
+ * Columns are kh * kw times the input: written and read once, they cost a multiple of the memory
+ * traffic of a kernel that never stores them. */
 #include "products.h"
 #include "walk.h"
-
-/* Bytes of columns that are held at once. Columns are kh * kw times the input: written and read
- * once, they cost a multiple of the memory traffic of a kernel that never stores them. */
-static const int64_t SCRATCH = (int64_t)1 << 28;
 
 typedef struct {
     int64_t N, C, H, W, O, kh, kw, oh, ow;

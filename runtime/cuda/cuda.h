@@ -40,7 +40,15 @@ enum {
     THREADS = 256, /* a block, unless a kernel says otherwise */
     WARP = 32
 };
-static const int64_t MOST_BLOCKS = 1 << 16; /* kernels stride over what is more */
+
+/* Limits that the tests' build shrinks, so that what goes round them does so in small cases. */
+#ifndef LN_MOST_BLOCKS
+#define LN_MOST_BLOCKS (1 << 16)
+#define LN_SCRATCH_BYTES (1 << 28)
+#endif
+static const int64_t MOST_BLOCKS = LN_MOST_BLOCKS; /* kernels stride over what is more */
+/* What one operator works on at once where it cuts its work into pieces. */
+static const int64_t SCRATCH = LN_SCRATCH_BYTES;
 
 static inline int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;

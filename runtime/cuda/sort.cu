@@ -9,8 +9,7 @@
 
 #include <string.h>
 
-static const int64_t TILE = 2 * THREADS;         /* entries that a block sorts in shared memory */
-static const int64_t SCRATCH = (int64_t)1 << 28; /* bytes of entries that are sorted at once */
+static const int64_t TILE = 2 * THREADS; /* entries that a block sorts in shared memory */
 
 /* ---- The network ---- */
 
@@ -48,8 +47,8 @@ static __global__ void tile_kernel(entry *entries, int64_t total, int64_t length
                 if (i < count) order_pair(&tile[i], &tile[i + step], start + i, size, length);
             }
         __syncthreads(); /* the last step is done */
+        /* the next tile goes into the places that the same thread empties here */
         for (int64_t i = threadIdx.x; i < count; i += THREADS) entries[start + i] = tile[i];
-        __syncthreads(); /* the tile is written before the next is read */
     }
 }
 

@@ -2,7 +2,9 @@
  * until they finish or have to wait for others. Holds launches, barriers and what a warp does
  * together. Invariants: one kernel runs at a time; a barrier lets its threads go when all have
  * come, and one that cannot be reached by all ends the kernel as a fault, as does a bad access to
- * memory. */
+ * memory.
+ *
+ * LUNCE_CUDA_HOST_REVERSE: the last thread of a block runs first. */
 #include "host.h"
 
 #include <pthread.h>
@@ -34,11 +36,12 @@ static struct {
     struct fibre fibres[MOST_THREADS];
     int count, current; /* threads of a block; the one that runs, or -1: the scheduler */
     int in[STATES];     /* how many are in each state */
+    bool reverse;       /* another order, in which another missing barrier shows */
     void *scheduler;    /* its stack pointer while a fibre runs */
     void (*thread)(void *context);
     void *context;
     cudaError_t fault;
-} run = {PTHREAD_MUTEX_INITIALIZER, NULL, {}, 0, -1, {}, NULL, NULL, NULL, cudaSuccess};
+} run = {PTHREAD_MUTEX_INITIALIZER, NULL, {}, 0, -1, {}, false, NULL, NULL, NULL, cudaSuccess};
 
 /* ---- Fibres ---- */
 
@@ -123,6 +126,7 @@ static bool prepare(void) {
     run.stacks = (char *)p;
     for (int i = 0; i < MOST_THREADS; i++)
         mprotect(run.stacks + (size_t)i * (STACK + GUARD), GUARD, PROT_NONE);
+    run.reverse = getenv("LUNCE_CUDA_HOST_REVERSE") != NULL;
     struct sigaction action = {};
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO;
@@ -171,8 +175,10 @@ static void run_block(void) {
     for (int i = 0; i < run.count; i++) start(i);
     run.in[READY] = run.count;
     do
-        for (int i = 0; i < run.count && run.fault == cudaSuccess; i++)
+        for (int n = 0; n < run.count && run.fault == cudaSuccess; n++) {
+            int i = run.reverse ? run.count - 1 - n : n;
             if (run.fibres[i].state == READY) resume(i);
+        }
     while (run.fault == cudaSuccess && run.in[DONE] < run.count && release());
 }
 
