@@ -11,9 +11,9 @@ BUILD ?= build
 PREFIX ?= /usr/local
 OPT ?= -O3 -g
 WARN := -Wall -Wextra -Wshadow -Wmissing-prototypes -Werror
-# No code asks errno what a mathematical function met: without it, loops may use vector sqrt.
-CFLAGS_ALL = -std=gnu11 $(OPT) $(WARN) -fno-math-errno -fPIC -fopenmp -fvisibility=hidden \
-  -Iruntime $(CFLAGS)
+# No code asks errno or the exception flags what arithmetic met, so that loops vectorise.
+CFLAGS_ALL = -std=gnu11 $(OPT) $(WARN) -fno-math-errno -fno-trapping-math -fPIC -fopenmp \
+  -fvisibility=hidden -Iruntime $(CFLAGS)
 
 ifdef LUAJIT
 LUAJIT_CFLAGS := -I$(LUAJIT)/include/luajit-2.1
@@ -150,8 +150,8 @@ check: ## check the format, the lint and the rules of the source
 	@.ci/check
 
 format: ## lay out the C files
-	clang-format -i $(filter-out runtime/ln.h,$(wildcard runtime/*.[ch] runtime/*/*.[ch] \
-	  runtime/cuda/*.cu tests/cuda-host/*.h tests/cuda-host/*.cc))
+	clang-format -i $(filter-out runtime/ln.h,$(wildcard $(addsuffix .[ch],runtime/* runtime/*/* \
+	  runtime/*/*/*) runtime/cuda/*.cu tests/cuda-host/*.h tests/cuda-host/*.cc))
 
 # Sanitizers: the library and the program are built once more, and what runs under them names both.
 sanitized = $(MAKE) --no-print-directory BUILD=build/$(1) OPT='-O1 -g -fno-omit-frame-pointer' \

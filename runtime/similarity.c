@@ -180,7 +180,7 @@ static ln_status bound_anchors(bool *serves, ln_tensor *shift, const ln_reductio
         parameters[p] = parameter_range(r->parameters[p].value);
     }
     *serves = true;
-    for (int64_t i = 0; i < shift->numel && *serves; i++) {
+    for (int64_t i = 0; i < shift->numel; i++) {
         for (int p = 0; p < r->n_parameters; p++) {
             double v = 0;
             if (r->parameters[p].kind == own) v = parameter_at(r->parameters[p].value, i);
@@ -191,7 +191,7 @@ static ln_status bound_anchors(bool *serves, ln_tensor *shift, const ln_reductio
             if (status != LN_OK) return status;
         }
         ln_interval f = steps[r->value];
-        *serves = f.high - f.low <= spread && isfinite(f.high); /* false for NaN */
+        *serves &= f.high - f.low <= spread && isfinite(f.high); /* false for NaN */
         ln_element_set(shift->dtype, shift->data + (size_t)i * size, f.high);
     }
     return LN_OK;
@@ -202,17 +202,17 @@ typedef struct {
     const ln_tensor *used[LN_MAX_REDUCTIONS]; /* NULL: a running maximum */
 } shifts;
 
+/* The bounds of a sum are wanted for what they refuse. */
 static ln_status choose_shifts(shifts *c, const ln_tensor *q, const ln_tensor *k, bool cosine,
                                int n, const ln_reduction *r) {
     ln_interval s = similarity_range(q, k, cosine);
     for (int i = 0; i < n; i++) {
-        if (r[i].kind != LN_REDUCE_LSE) continue;
         int64_t anchors = r[i].by_column && k != NULL ? k->shape[0] : q->shape[0];
         bool serves;
         ln_status status = ln_out(&c->made[i], q->dtype, ln_device(q), 1, &anchors, "similarity");
         if (status == LN_OK) status = bound_anchors(&serves, c->made[i], &r[i], s);
         if (status != LN_OK) return status;
-        if (serves) c->used[i] = c->made[i];
+        if (serves && r[i].kind == LN_REDUCE_LSE) c->used[i] = c->made[i];
     }
     return LN_OK;
 }

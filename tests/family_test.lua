@@ -372,6 +372,18 @@ describe("description:", function()
     assert.is_truthy(loss.describe "clip":find("scale  14.29", 1, true))
   end)
 
+  it("the list names every loss and what it is", function()
+    for _, name in ipairs(loss.names()) do
+      local line = ("%-26s %s\n"):format(name, loss[name].summary)
+      assert.is_truthy((loss.describe() .. "\n"):find(line, 1, true), name)
+    end
+    assert.equal(loss.describe(), tostring(loss))
+    for _, name in ipairs{ "names", "check", "nt_xnet" } do
+      assert.has_error_match(function() return (loss.describe(name)) end,
+        "loss.describe%(%) lists")
+    end
+  end)
+
   it("the options that are described are those that are taken", function()
     for _, name in ipairs(loss.names()) do
       local taken = loss[name]

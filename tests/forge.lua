@@ -58,6 +58,24 @@ function M.safetensors(header, content)
   return M.little(#header, 8) .. header .. content
 end
 
+--- The entry of a safetensors header for a tensor of bytes.
+function M.entry(name, first, last)
+  return ('"%s":{"dtype":"U8","shape":[%d],"data_offsets":[%d,%d]}'):format(name, last - first,
+    first, last)
+end
+
+--- A safetensors header of n tensors of a byte each, t1 to t<n>, in order (step 1) or in the order
+--- of a walk whose step has no divisor in common with n; then these entries.
+function M.entries(n, step, ...)
+  local parts = {}
+  for i = 1, n do
+    local k = i * step % n
+    parts[i] = M.entry("t" .. k + 1, k, k + 1)
+  end
+  return "{" .. table.concat(parts, ",") .. (","):rep(select("#", ...) > 0 and 1 or 0)
+    .. table.concat({ ... }, ",") .. "}"
+end
+
 local function crc32(text)
   local crc = bit.tobit(0xffffffff)
   for i = 1, #text do

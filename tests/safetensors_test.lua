@@ -132,6 +132,12 @@ describe("loading", function()
       .. '"b":{"dtype":"U8","shape":[2],"data_offsets":%s}}'):format(first, second)
   end
 
+  local function metadata(n)
+    local names = {}
+    for i = 1, n do names[i] = ('"%x":""'):format(i) end
+    return '{"__metadata__":{' .. table.concat(names, ",") .. "}}"
+  end
+
   -- What is forged, the file, and what the message must say.
   local forged = {
     { "no bytes", "", "truncated: 0 bytes" },
@@ -197,6 +203,13 @@ describe("loading", function()
     { "fewer bytes than the shape", { entry("F32", "[2]", 0, 2), "ab" }, "the 8 bytes" },
     { "more bytes than the shape", { entry("U8", "[]", 0, 2), "ab" }, "the 1 bytes" },
     { "a bool of 2", { entry("BOOL", "[2]", 0, 2), "\1\2" }, "is 2 where a bool is 0 or 1" },
+    { "a hole that the order hides", { forge.entries(9, 2, forge.entry("z", 10, 11)),
+      ("a"):rep(11) }, 'tensor "z" at data_offsets [10,11] leaves a hole from 9' },
+    { "an empty tensor inside another", { "{" .. one .. "," .. forge.entry("e", 1, 1) .. "}",
+      "ab" }, 'tensor "e" at data_offsets [1,1] overlaps another' },
+    { "too many names in the metadata", { metadata(65537), "" }, "has 65537 names" },
+    { "too much metadata", { '{"__metadata__":{"k":"' .. ("x"):rep(2 ^ 22) .. '"}}', "" },
+      "4194312 bytes" },
     { "deep nesting", { ("{\"a\":"):rep(100000), "" }, "unknown field" },
   }
 
@@ -208,6 +221,45 @@ describe("loading", function()
       refuses(function() safetensors.load(path) end, "'" .. path .. "'", message)
     end)
   end
+
+  -- Small tensors by the thousand, the fault after the last: what a general reader builds of them
+  -- is many times the file.
+  local many = 70001
+  local dense = {
+    { "an overlap", { 1, forge.entry("z", many - 2, many) }, "overlaps another" },
+    { "an overlap out of order", { 30000, forge.entry("z", many - 2, many) }, "overlaps another" },
+    { "a duplicate name", { 1, forge.entry("t7", 0, 0) }, 'duplicate key "t7"' },
+    { "a duplicate by escape", { 1, forge.entry("\\u00747", 0, 0) }, 'duplicate key "t7"' },
+    { "an entry cut short", { 1, forge.entry("z", 0, 0):sub(1, -2) }, "the end where '}' is" },
+  }
+
+  for _, case in ipairs(dense) do
+    local name, entries, message = case[1], case[2], case[3]
+    it("refuses " .. name .. " after 70001 tensors with memory below twice the file", function()
+      local file = forge.safetensors(forge.entries(many, unpack(entries)), ("a"):rep(many))
+      forge.write(path, file)
+      collectgarbage()
+      local heap, allocations = collectgarbage "count", lunce.memory().allocations
+      refuses(function() safetensors.load(path) end, path, message)
+      local grown = (collectgarbage "count" - heap) * 1024
+      assert(grown < 2 * #file, ("%d bytes for a file of %d"):format(grown, #file))
+      assert.equal(allocations, lunce.memory().allocations)
+    end)
+  end
+
+  it("takes thousands of tensors in an order of their own", function()
+    local bytes = {}
+    for i = 1, 2000 do bytes[i] = string.char(i % 251) end
+    forge.write(path, forge.safetensors(forge.entries(2000, 7), table.concat(bytes)))
+    local t = safetensors.load(path)
+    for i = 1, 2000 do assert.equal(i % 251, t["t" .. i]:item()) end
+  end)
+
+  it("takes as many names of metadata as it may hold", function()
+    forge.write(path, forge.safetensors(metadata(65536), ""))
+    local _, loaded = safetensors.load(path)
+    assert.equal("", loaded["10000"])
+  end)
 
   it("takes every whitespace and padding that JSON and the format allow", function()
     forge.write(path, forge.safetensors('{ "a" :\t{"shape": [ 2 ],\n"dtype":"U8", "data_offsets":'
@@ -268,6 +320,7 @@ describe("saving", function()
     refuses(function() safetensors.save(path, { __metadata__ = t }) end, "cannot be named")
     refuses(function() safetensors.save(path, { a = t }, { k = 1 }) end, 'metadata "k" is 1')
     refuses(function() safetensors.save(path, { a = t }, { "x" }) end, "name in the metadata is 1")
+    refuses(function() safetensors.save(path, {}, { k = ("x"):rep(2 ^ 22) }) end, "4194312 bytes")
   end)
 
   it("a failure leaves the old file and no other", function()

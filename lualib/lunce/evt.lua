@@ -28,8 +28,10 @@ function M.tail_size(K)
   return math.min(math.max(32, M.round(0.10 * K)), K)
 end
 
--- Ordinary least squares of y (1,n) on x (R,n) along each row; sums of squares (R,1).
+-- Ordinary least squares of y (1,n) on x (R,n) along each row; sums of squares (R,1). Measured from
+-- the first point, for equal points must be at no distance from their mean.
 local function least_squares(x, y)
+  x = x - x:narrow(2, 1, 1)
   local dx, dy = x - x:mean(2, true), y - y:mean(2, true)
   local slope = (dx * dy):sum(2, true) / dx:square():sum(2, true):clamp(LEAST_SUM, math.huge)
   return slope:squeeze(2), (dy - slope * dx):square():sum(2)

@@ -6,6 +6,7 @@
 --   local link = require "lunce.link"
 --   local log, min = link.log, link.min
 --   local function shortfall(s, beta) return -beta * log(1 - min(s, 1 - 1e-6)) end
+--   print(link.show(shortfall))
 local raise = require("lunce.ffi").raise
 local describe = require("lunce.options").describe
 
@@ -76,5 +77,12 @@ function M.where(condition, a, b)
   end
   return condition:where(a, b)
 end
+
+--- What the engine makes of a link function: formula, derivatives, program and bounds, in a report
+--- that prints itself (lunce.link.show).
+---@param f function
+---@param ... any its parameters: numbers, tensors, names
+---@return lunce.LinkReport
+function M.show(f, ...) return require "lunce.link.show"(f, ...) end
 
 return M

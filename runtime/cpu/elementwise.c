@@ -2,8 +2,8 @@
  * copies. Holds no walks (block.c) and no rules for shapes and dtypes (ops/elementwise.c). */
 #include "block.h"
 
+#include "vector_math.h"
 #include <string.h>
-#include <tgmath.h>
 
 /* One number for every operator: LN_NEG..., BINARY_FROM + LN_ADD..., CLAMP_BACKWARD... */
 enum {

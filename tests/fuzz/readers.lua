@@ -1,5 +1,6 @@
 -- Damages sound files at random and hands them to the readers: each must give a value or raise an
--- error that names the file, and take no more memory than the file allows. Crashes, hangs and
+-- error that names the file, and take no more memory than the file allows; a refusal leaves no more
+-- than twice the file in Lua's heap. Crashes, hangs and
 -- reads out of bounds are for the tool it runs under to see. Invariant: a seed gives the same
 -- files again.
 --
@@ -44,8 +45,9 @@ local function load_tensors() return lunce.io.safetensors.load(path) end
 local function load_image() return lunce.data.image(path) end
 
 -- Bytes of tensors that a file of n bytes may ask for: a plain one its size (labels beside it), a
--- deflated one what deflate can pack, an image its pixel budget.
+-- deflated one what deflate can pack, an image its pixel budget, tensors of a byte a block each.
 local function plain(n) return n end
+local function blocks(n) return 8 * n end
 local function deflated(n) return 1032 * n end
 local function budget() return 3 * 64 * 2 ^ 20 end
 
@@ -54,6 +56,8 @@ local subjects = {
   { "idx", forge.idx({ 10, 4, 4 }, noise(160)), load_idx, plain, head = 20 },
   { "idx.gz", gzip(forge.idx({ 10, 4, 4 }, noise(160))), load_idx, deflated, head = 20 },
   { "safetensors", saved(), load_tensors, plain, head = 400 },
+  { "dense", forge.safetensors(forge.entries(1000, 7), ("\1"):rep(1000)), load_tensors, blocks,
+    head = 60000, share = 0.05 },
   { "png", forge.png(16, 16, 2, noise(768)), load_image, budget, head = 60 },
   { "bmp", forge.bmp(16, 16, noise(768)), load_image, budget, head = 60 },
   { "jpeg", jpeg, load_image, budget, head = 700, share = 0.05 },
@@ -116,12 +120,14 @@ for _, subject in ipairs(subjects) do
     forge.write(path, text)
     collectgarbage()
     lunce.reset_peak_memory()
-    local before = lunce.memory().live_bytes
+    local before, heap = lunce.memory().live_bytes, collectgarbage "count"
     local ok, result = pcall(load)
     local message = ok and "" or tostring(result)
     assert(ok or message:find(path, 1, true) or message:find(labels, 1, true), message)
     assert(lunce.memory().peak_bytes - before <= allowed(#text) + 65536,
       name .. ": too much memory")
+    assert(ok or (collectgarbage "count" - heap) * 1024 <= 2 * #text + 2 ^ 20, -- and traces
+      name .. ": too much of Lua's heap")
     local kind = ok and "taken" or "refused"
     counts[kind] = counts[kind] + 1
   end

@@ -84,57 +84,104 @@ local function is(x, value) return x.number == value end
 
 local function number(x, value) return constant(x.graph, value) end
 
--- The operand of neg, or the opposite of a number.
-local function opposite(x)
-  if x.op == "neg" then return x[1] end
-  if x.number then return number(x, -x.number) end
-end
-
 local function add(x, y) return node("add", x, y) end
 local function sub(x, y) return node("sub", x, y) end
 local function mul(x, y) return node("mul", x, y) end
 local function div(x, y) return node("div", x, y) end
 local function neg(x) return node("neg", x) end
 
+-- x as a node and the number that it is multiplied by. Numbers stand outermost in products and
+-- quotients, so that they meet and fold.
+local function scaled(x)
+  if x.op == "neg" then return x[1], -1 end
+  if x.op == "mul" and x[2].number then return x[1], x[2].number end
+  return x, 1
+end
+
+local function times(x, factor)
+  if factor == 1 then return x end
+  return factor == -1 and neg(x) or mul(x, number(x, factor))
+end
+
+local function factor(x, y)
+  if x == y then return number(x, 1) end
+  if x.op == "square" and x[1] == y then return y end
+end
+
+local function dividend(x, y)
+  if x.op == "div" and x[2] == y then return x[1] end
+end
+
+local DEPTH = 4 -- how far `without` looks into a product, whose factors may be many
+
+-- The product x where part(z, y), a factor or dividend, takes the place of one of its factors z;
+-- nil where none has that part.
+local function without(x, y, part, depth)
+  local found = part(x, y)
+  if found or depth == 0 or x.op ~= "mul" and x.op ~= "div" then return found end
+  local left = without(x[1], y, part, depth - 1)
+  if left then return node(x.op, left, x[2]) end
+  local right = x.op == "mul" and without(x[2], y, part, depth - 1)
+  return right and mul(x[1], right)
+end
+
 simplify = {
   neg = function(x)
-    if x.op == "neg" then return x[1] end
+    local y, c = scaled(x)
+    if x.op == "neg" then return y end
     if x.op == "sub" then return sub(x[2], x[1]) end
-    if x.op == "mul" and x[2].number then return mul(x[1], number(x, -x[2].number)) end
+    if y.op == "sub" and c > 0 then return times(sub(y[2], y[1]), c) end
+    if c ~= 1 then return times(y, -c) end
+    if x.op == "div" and x[1].number then return div(number(x, -x[1].number), x[2]) end
+    if x.op == "add" and x[2].number then return sub(number(x, -x[2].number), x[1]) end
   end,
   add = function(x, y)
     if is(x, 0) then return y end
     if is(y, 0) then return x end
+    local a, c = scaled(x)
+    local b, d = scaled(y)
+    if a == b then return times(a, c + d) end
     if y.op == "neg" then return sub(x, y[1]) end
     if x.op == "neg" then return sub(y, x[1]) end
+    -- (1 - s) + 1e-8 stays: folded, the number would round the 1e-8 away.
     if x.number or (not y.number and x.id > y.id) then return add(y, x) end
   end,
   sub = function(x, y)
-    if is(y, 0) then return x end
-    if x == y then return number(x, 0) end
+    if y.number then return add(x, number(x, -y.number)) end
     if is(x, 0) then return neg(y) end
+    local a, c = scaled(x)
+    local b, d = scaled(y)
+    if a == b then return times(a, c - d) end
     if y.op == "neg" then return add(x, y[1]) end
   end,
   mul = function(x, y)
     if is(x, 0) or is(y, 0) then return number(x, 0) end
-    if is(x, 1) then return y end
-    if is(y, 1) then return x end
-    if is(x, -1) then return neg(y) end
-    if is(y, -1) then return neg(x) end
-    if x.op == "neg" and opposite(y) then return mul(x[1], opposite(y)) end
-    if x.op == "neg" then return neg(mul(x[1], y)) end
-    if y.op == "neg" then return neg(mul(x, y[1])) end
-    if x == y then return node("square", x) end
-    if x.number or (not y.number and x.id > y.id) then return mul(y, x) end
-    if x.op == "mul" and x[2].number and y.number then
-      return mul(x[1], number(x, x[2].number * y.number))
+    if x.number then return mul(y, x) end
+    if is(y, 1) or is(y, -1) then return times(x, y.number) end
+    local a, c = scaled(x)
+    if y.number and c ~= 1 then return times(a, c * y.number) end
+    if y.number and x.op == "div" and x[1].number then
+      return div(number(x, x[1].number * y.number), x[2])
     end
+    if y.number then return nil end
+    local b, d = scaled(y)
+    if c ~= 1 or d ~= 1 then return times(mul(a, b), c * d) end
+    if x == y then return node("square", x) end
+    local cancelled = without(x, y, dividend, DEPTH) or without(y, x, dividend, DEPTH)
+    if cancelled then return cancelled end
+    if x.op == "div" and x[1].number then x, y = y, x end
+    if y.op == "div" and y[1].number then return times(div(x, y[2]), y[1].number) end
+    if x.id > y.id then return mul(y, x) end
   end,
   div = function(x, y)
-    if is(x, 0) or is(y, 1) then return x end
-    if x == y then return number(x, 1) end
-    if y.number then return mul(x, number(x, 1 / y.number)) end
-    if x.op == "neg" then return neg(div(x[1], y)) end
+    if is(x, 0) then return x end
+    if y.number then return times(x, 1 / y.number) end
+    local a, c = scaled(x)
+    local b, d = scaled(y)
+    if x.number and d ~= 1 then return div(number(x, x.number / d), b) end
+    if c ~= 1 or d ~= 1 then return times(div(a, b), c / d) end
+    local cancelled = without(x, y, factor, DEPTH)
+    if cancelled then return cancelled end
     if is(x, 1) and y.op == "add" and is(y[2], 1) and y[1].op == "exp" then
       return node("sigmoid", neg(y[1][1])) -- 1 / (1 + exp(x))
     end
@@ -299,18 +346,71 @@ end
 
 -- ---- Printing --------------------------------------------------------------------------------
 
-local INFIX = { add = "+", sub = "-", mul = "*", div = "/", pow = "^" }
+-- Binding strengths of what Lua writes with a sign; whatever else is a call or a leaf.
+local SUM, PRODUCT, NEGATION, POWER, ATOM = 1, 2, 3, 4, 5
+local STRENGTH = { add = SUM, sub = SUM, mul = PRODUCT, div = PRODUCT, neg = NEGATION, pow = POWER }
 
-function Symbol.__tostring(x)
-  if x.number then return ("%.6g"):format(x.number) end
-  if x.op == "s" then return "s" end
-  if x.op == "parameter" then return x.name end
-  local parts = {}
-  for i = 1, 3 do parts[i] = x[i] and tostring(x[i]) or nil end
-  if INFIX[x.op] then return "(" .. parts[1] .. " " .. INFIX[x.op] .. " " .. parts[2] .. ")" end
-  if x.op == "neg" then return "-" .. parts[1] end
-  return x.op .. "(" .. table.concat(parts, ", ") .. ")"
+-- The shortest text that reads back as the number, where that is short; else six digits.
+local function number_text(x)
+  for digits = 6, 12 do
+    local text = ("%." .. digits .. "g"):format(x)
+    if tonumber(text) == x then return text end
+  end
+  return ("%.6g"):format(x)
 end
+
+local text_of
+
+-- An operand, in brackets where it binds less than it must.
+local function bound(x, names, least)
+  local text, strength = text_of(x, names)
+  return strength < least and "(" .. text .. ")" or text
+end
+
+local WRITE = {
+  add = function(x, y, names)
+    local second = bound(y, names, SUM)
+    local opposed = second:match "^%-(.*)"
+    return bound(x, names, SUM) .. (opposed and " - " .. opposed or " + " .. second)
+  end,
+  sub = function(x, y, names)
+    local second = bound(y, names, PRODUCT)
+    local opposed = second:match "^%-(.*)"
+    return bound(x, names, SUM) .. (opposed and " + " .. opposed or " - " .. second)
+  end,
+  mul = function(x, y, names)
+    if y.number then x, y = y, x end
+    return bound(x, names, PRODUCT) .. " * " .. bound(y, names, PRODUCT)
+  end,
+  div = function(x, y, names)
+    return bound(x, names, PRODUCT) .. " / " .. bound(y, names, NEGATION)
+  end,
+  neg = function(x, _, names) return "-" .. bound(x, names, PRODUCT) end,
+  pow = function(x, y, names)
+    return bound(x, names, ATOM) .. " ^ " .. bound(y, names, NEGATION)
+  end,
+}
+
+-- The text of x and how strongly it binds.
+function text_of(x, names)
+  local name = names and names[x]
+  if name then return name, ATOM end
+  if x.number then return number_text(x.number), x.number < 0 and NEGATION or ATOM end
+  if x.op == "s" then return "s", ATOM end
+  if x.op == "parameter" then return x.name, ATOM end
+  if WRITE[x.op] then return WRITE[x.op](x[1], x[2], names), STRENGTH[x.op] end
+  local parts = {}
+  for i = 1, 3 do parts[i] = x[i] and text_of(x[i], names) or nil end
+  return x.op .. "(" .. table.concat(parts, ", ") .. ")", ATOM
+end
+
+--- An expression in Lua's words, those of lunce.link. Nodes that have a name stand by it.
+---@param x lunce.Symbol
+---@param names table<lunce.Symbol, string>|nil
+---@return string
+function M.text(x, names) return (text_of(x, names)) end
+
+function Symbol.__tostring(x) return M.text(x) end
 
 --- A new graph. capture(x) turns a foreign operand into a node, or returns nil.
 ---@param capture fun(x: any): lunce.Symbol|nil

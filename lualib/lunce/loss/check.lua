@@ -268,7 +268,9 @@ end
 
 ---@class lunce.LossReport
 ---@field passed boolean the gradient is right, and the engines agree
----@field gradient table error (relative), elements, worst, passed; without: inputs that have none
+---@field inputs string their shapes
+---@field gradient table value (of the loss), error (relative), elements, worst, passed; without:
+---  inputs that have none
 ---@field float32 table loss, gradient: relative distances from float64
 ---@field exchange number|nil relative difference when the first two inputs change places
 ---@field order number relative difference when the samples do
@@ -287,6 +289,7 @@ function Report:__tostring()
   local function judged(passed) return passed and "ok" or "WRONG" end
   local function invariant(off) return off <= SAME and "yes" or "no" end
   local gradient, float32 = self.gradient, self.float32
+  add("loss", ("%.6g"):format(gradient.value), "inputs %s", self.inputs)
   add("gradient", judged(gradient.passed), "off by %.2g of central differences, %d elements",
     gradient.error, gradient.elements)
   if not gradient.passed then add("", "", "%s", gradient.worst) end
@@ -354,7 +357,10 @@ return function(f, ...)
   local case = case_of(f, inputs)
   local value, gradient = evaluate(case, "float64")
   local value32, gradient32 = evaluate(case, "float32")
+  local shapes = {}
+  for i, x in ipairs(inputs) do shapes[i] = ("(%s)"):format(table.concat(x.shape, ",")) end
   local report = setmetatable({
+    inputs = table.concat(shapes, ", "),
     gradient = check_gradient(case, value, gradient, o.samples),
     float32 = { loss = distance(value32, value),
       gradient = distance_of_gradients(gradient32, gradient) },

@@ -9,8 +9,8 @@ return define({
   summary = "InfoNCE of two views with debiased negatives",
   takes = { "z_i (N,D)", "z_j (N,D)" },
   formula = "mean_a log(exp(s_ap/tau) + G_a) - s_ap/tau\n"
-    .. "G_a = max((sum_n exp(s_an/tau) - tau_plus K exp(s_ap/tau)) / (1 - tau_plus), "
-    .. "K exp(-1/tau)), K = 2N - 2",
+    .. "G_a = max((H_a - tau_plus K exp(s_ap/tau)) / (1 - tau_plus), K exp(-1/tau))\n"
+    .. "H_a = sum_n exp(s_an/tau), K = 2N - 2",
   where = views.NOTATION,
   source = "Chuang et al. 2020, arXiv 2007.00224",
   options = { views.options.tau, reweighted.tau_plus },

@@ -3,7 +3,7 @@
 -- prints its formula, source and options. Holds no loss and no state. A loss of the user's own may
 -- be put here by its name: lunce.loss.mine = function(z_i, z_j) ... end.
 --
---   loss.describe "weince"       what it is, in words; loss.names() lists them
+--   loss.describe "weince"       what it is, in words; loss.describe() lists them all, one a line
 --   loss.check(f)                what a researcher's own loss does (lunce.loss.check)
 --   loss.beta_state{...}         the moving Weibull shape of a run (evt.moving_beta)
 --   loss.queue(size, D)          the queue of keys of a run (lunce.loss.queue)
@@ -28,10 +28,24 @@ for _, name in ipairs(NAMES) do FILES[name] = true end
 ---@return string[]
 function M.names() return { unpack(NAMES) } end
 
---- A loss in words: arguments, formula, source and options with their defaults.
----@param name string
+local function list()
+  local lines = {}
+  for i, name in ipairs(NAMES) do lines[i] = ("%-26s %s"):format(name, M[name].summary) end
+  return table.concat(lines, "\n")
+end
+
+--- A loss in words: arguments, formula, source and options with their defaults. Without a name, all
+--- losses with what each is.
+---@param name string|nil
 ---@return string
-function M.describe(name) return tostring(M[name]) end
+function M.describe(name)
+  if name == nil then return list() end
+  local loss = M[name]
+  if type(loss) ~= "table" or not loss.formula then
+    raise("loss.describe: %s has no description; loss.describe() lists the losses", tostring(name))
+  end
+  return tostring(loss)
+end
 
 --- The moving Weibull shape beta_t of a training run: state that its checkpoint must hold.
 ---@param options table|nil as for evt.moving_beta
@@ -39,8 +53,11 @@ function M.describe(name) return tostring(M[name]) end
 function M.beta_state(options) return require("lunce.evt").moving_beta(options) end
 
 return setmetatable(M, {
+  __tostring = list,
   __index = function(self, name)
-    if not FILES[name] then raise("lunce.loss has no loss %q", tostring(name)) end
+    if not FILES[name] then
+      raise("lunce.loss has no loss %q; loss.describe() lists them", tostring(name))
+    end
     local loss = require("lunce.loss." .. name)
     rawset(self, name, loss)
     return loss

@@ -19,7 +19,7 @@ return define({
   name = "vicreg",
   summary = "variance, invariance and covariance of two views",
   takes = { "z_i (N,D)", "z_j (N,D)" },
-  formula = "invariance mean (z_i - z_j)^2 + variance (v(z_i) + v(z_j))/2 "
+  formula = "invariance mean (z_i - z_j)^2 + variance (v(z_i) + v(z_j))/2\n"
     .. "+ covariance (c(z_i) + c(z_j))\n"
     .. "v(z) = mean_c max(0, gamma - sqrt(Var z_c + epsilon))\n"
     .. "c(z) = sum_{c != d} Cov(z_c, z_d)^2 / D",

@@ -27,7 +27,9 @@ return define({
     .. "delta_aic, beta_hat, r2; rho0 (scalar tensor); beta (what the link used); k, n (points)",
   formula = "mean_a log(exp l_ap + sum_n exp l_an) - l_ap\n"
     .. "l_ab = (1 - lambda_a) s_ab/tau + lambda_a w(s_ab; beta_a)\n"
-    .. "lambda_a = sigmoid(kappa_rho (log rho0 - log rho_a)) sigmoid(kappa_aic (dAIC_a - margin))\n"
+    .. "lambda_a = lambda_rho_a lambda_aic_a\n"
+    .. "lambda_rho_a = sigmoid(kappa_rho (log rho0 - log rho_a))\n"
+    .. "lambda_aic_a = sigmoid(kappa_aic (dAIC_a - margin))\n"
     .. views.WEIBULL,
   where = views.NOTATION .. "; rho_a is the least 1 - s_an, dAIC_a compares a Weibull with a "
     .. "Gumbel fit to the smallest",

@@ -1,9 +1,7 @@
 /* The register machine of machine.h: placing steps in registers, and the loops of each operation.
  * Knows no tiles and no reductions. */
 #include "machine.h"
-
-#include <math.h>
-#include <tgmath.h>
+#include "cpu/vector_math.h"
 
 int REAL(machine_step)(machine *m, int op, int a, int b) {
     m->steps[m->n_steps] = (ln_link_step){.op = op, .a = a, .b = b};
@@ -15,44 +13,167 @@ int REAL(machine_parameter)(machine *m, int kind, const real *values) {
     return REAL(machine_step)(m, LN_LINK_PARAMETER, m->n_parameters++, 0);
 }
 
-/* ---- Placing ---- */
+/* Steps that prepare makes of two: what is read as often as it is written costs as much as it
+ * computes. */
+enum {
+    MULTIPLY_ADD = LN_LINK_WHERE + 1, /* a b + c */
+    MULTIPLY_SUBTRACT,                /* a b - c */
+    SUBTRACT_PRODUCT,                 /* c - a b */
+    EXP_DIFFERENCE_TIMES,             /* exp(a - b) c */
+    EXP_DIFFERENCE,                   /* exp(a - b) */
+    EXP_TIMES                         /* exp(a) b */
+};
 
-static bool runs(const machine *m, int parameter) {
-    int kind = m->parameters[parameter].kind;
-    return kind == (m->flipped ? LN_PARAMETER_ROW : LN_PARAMETER_COLUMN);
+static int operands_of(int op) {
+    if (op <= LN_LINK_WHERE) return ln_link_operands(op);
+    return op >= EXP_DIFFERENCE ? 2 : 3;
 }
 
-static int place_leaf(const machine *m, const ln_link_step *s) {
-    if (s->op == LN_LINK_S) return PLACE_SIMILARITY;
-    if (s->op == LN_LINK_PARAMETER && runs(m, s->a)) return PLACE_ARRAY;
-    return PLACE_NUMBER;
-}
+/* ---- Both orientations ---- */
 
 static int operand_step(const ln_link_step *s, int j) {
     return j == 0 ? s->a : j == 1 ? s->b : s->c;
 }
 
-/* Registers are given out in the order of the steps and taken back after their last reader. */
+static int mirror_leaf(machine *m, int step) {
+    if (m->steps[step].op != LN_LINK_PARAMETER) return step;
+    machine_parameter p = m->parameters[m->steps[step].a];
+    if (p.kind == LN_PARAMETER_SCALAR) return step;
+    int kind = p.kind == LN_PARAMETER_ROW ? LN_PARAMETER_COLUMN : LN_PARAMETER_ROW;
+    return REAL(machine_parameter)(m, kind, p.values);
+}
+
+void REAL(machine_mirror)(machine *m, int *mirrored, const int *values, int n) {
+    bool needed[MACHINE_STEPS] = {false};
+    int own[MACHINE_STEPS], n_steps = m->n_steps;
+    for (int i = 0; i < n; i++) needed[values[i]] = true;
+    for (int i = n_steps - 1; i >= 0; i--)
+        for (int j = 0; needed[i] && j < operands_of(m->steps[i].op); j++)
+            needed[operand_step(&m->steps[i], j)] = true;
+    for (int i = 0; i < n_steps; i++) {
+        if (!needed[i]) continue;
+        ln_link_step s = m->steps[i];
+        int operands = operands_of(s.op), moved[3] = {0};
+        bool any = false;
+        own[i] = operands == 0 ? mirror_leaf(m, i) : i;
+        for (int j = 0; j < operands; j++) {
+            moved[j] = own[operand_step(&s, j)];
+            any |= moved[j] != operand_step(&s, j);
+        }
+        if (!any) continue;
+        own[i] = REAL(machine_step)(m, s.op, moved[0], moved[1]);
+        m->steps[own[i]].c = moved[2];
+    }
+    for (int i = 0; i < n; i++) mirrored[i] = own[values[i]];
+}
+
+/* ---- Placing ---- */
+
+static bool leaf_varies(const machine *m, const ln_link_step *s) {
+    return s->op == LN_LINK_S ||
+           (s->op == LN_LINK_PARAMETER && m->parameters[s->a].kind == LN_PARAMETER_COLUMN);
+}
+
+/* Whether the step's value is a multiple of its one varying operand plus a number. Not where that
+ * operand has a number added already: of (1 - s) + epsilon, 1 + epsilon would lose the epsilon. */
+static bool is_affine(const ln_link_step *s, const bool *varies, const bool *shifted) {
+    switch (s->op) {
+    case LN_LINK_NEG: return true;
+    case LN_LINK_ADD:
+    case LN_LINK_SUB: return varies[s->a] != varies[s->b] && !shifted[s->a] && !shifted[s->b];
+    case LN_LINK_MUL: return varies[s->a] != varies[s->b];
+    case LN_LINK_DIV: return !varies[s->b];
+    default: return false;
+    }
+}
+
+static void find_places(machine *m) {
+    bool varies[MACHINE_STEPS], shifted[MACHINE_STEPS] = {false}, output[MACHINE_STEPS] = {false};
+    for (int i = 0; i < m->n_outputs; i++) output[m->outputs[i]] = true;
+    for (int i = 0; i < m->n_steps; i++) {
+        const ln_link_step *s = &m->steps[i];
+        int operands = operands_of(s->op);
+        varies[i] = operands == 0 && leaf_varies(m, s);
+        for (int j = 0; j < operands; j++) varies[i] |= varies[operand_step(s, j)];
+        m->place[i] = operands == 0 ? PLACE_LEAF : PLACE_NUMBER;
+        if (operands == 0 || !varies[i]) continue;
+        bool view = !output[i] && is_affine(s, varies, shifted);
+        m->place[i] = view ? PLACE_VIEW : 0;
+        shifted[i] = view && (s->op == LN_LINK_ADD || s->op == LN_LINK_SUB);
+        for (int j = 0; view && j < operands; j++) shifted[i] |= shifted[operand_step(s, j)];
+    }
+}
+
+/* A step joined with the step that is computed for it alone; `with` is the other operand. */
+static ln_link_step joined(const ln_link_step *s, const ln_link_step *first, int with, bool left) {
+    ln_link_step made = {.op = -1, .a = first->a, .b = first->b, .c = with};
+    bool adds = s->op == LN_LINK_ADD, either = adds || s->op == LN_LINK_SUB;
+    if (s->op == LN_LINK_EXP && first->op == LN_LINK_SUB) made.op = EXP_DIFFERENCE;
+    if (either && first->op == LN_LINK_MUL)
+        made.op = adds ? MULTIPLY_ADD : left ? MULTIPLY_SUBTRACT : SUBTRACT_PRODUCT;
+    if (s->op == LN_LINK_MUL && first->op == EXP_DIFFERENCE) made.op = EXP_DIFFERENCE_TIMES;
+    if (s->op == LN_LINK_MUL && first->op == LN_LINK_EXP) made.op = EXP_TIMES, made.b = with;
+    return made;
+}
+
+static bool is_array(const machine *m, int step) {
+    if (m->place[step] == PLACE_LEAF) return leaf_varies(m, &m->steps[step]);
+    return m->place[step] != PLACE_NUMBER;
+}
+
+static void fuse(machine *m) {
+    int readers[MACHINE_STEPS] = {0};
+    for (int i = 0; i < m->n_outputs; i++) readers[m->outputs[i]] = 2;
+    for (int i = 0; i < m->n_steps; i++)
+        for (int j = 0; j < operands_of(m->steps[i].op); j++)
+            readers[operand_step(&m->steps[i], j)]++;
+    for (int i = 0; i < m->n_steps; i++) {
+        ln_link_step *s = &m->steps[i], made = {.op = -1};
+        for (int j = 0; j < 2 && made.op < 0 && m->place[i] == 0 && j < operands_of(s->op); j++) {
+            int first = j == 0 ? s->a : s->b;
+            if (m->place[first] == 0 && readers[first] == 1)
+                made = joined(s, &m->steps[first], j == 0 ? s->b : s->a, j == 0);
+        }
+        bool arrays = true; /* what takes three operands takes no numbers */
+        for (int j = 0; made.op >= 0 && j < operands_of(made.op); j++)
+            arrays &= is_array(m, operand_step(&made, j));
+        if (made.op >= 0 && (arrays || operands_of(made.op) < 3)) *s = made;
+    }
+}
+
+/* What is the same for all rows of a tile, and takes no register. */
+static void find_early(const machine *m, bool *early) {
+    for (int i = 0; i < m->n_steps; i++) {
+        const ln_link_step *s = &m->steps[i];
+        early[i] = m->place[i] < 0 && s->op != LN_LINK_S;
+        if (s->op == LN_LINK_PARAMETER) early[i] = m->parameters[s->a].kind != LN_PARAMETER_ROW;
+        for (int j = 0; j < operands_of(s->op); j++) early[i] &= early[operand_step(s, j)];
+    }
+}
+
+/* Registers are given out in the order of the steps and taken back after their last reader; who
+ * reads a view reads what it views. */
 void REAL(machine_prepare)(machine *m) {
     int last[MACHINE_STEPS], held[MACHINE_STEPS];
+    bool early[MACHINE_STEPS];
+    find_places(m);
+    fuse(m);
     for (int i = 0; i < m->n_steps; i++) last[i] = -1;
     for (int i = 0; i < m->n_outputs; i++) last[m->outputs[i]] = m->n_steps;
     for (int i = m->n_steps - 1; i >= 0; i--)
-        for (int j = 0; last[i] >= 0 && j < ln_link_operands(m->steps[i].op); j++) {
+        for (int j = 0; last[i] >= 0 && j < operands_of(m->steps[i].op); j++) {
             int from = operand_step(&m->steps[i], j);
-            if (last[from] < i) last[from] = i;
+            int reader = m->place[i] == PLACE_VIEW ? last[i] : i;
+            if (last[from] < reader) last[from] = reader;
         }
-    m->n_registers = 0;
+    find_early(m, early);
+    m->n_registers = m->n_live = m->n_early = 0;
     for (int r = 0; r < MACHINE_STEPS; r++) held[r] = -1;
     for (int i = 0; i < m->n_steps; i++) {
-        const ln_link_step *s = &m->steps[i];
-        int operands = ln_link_operands(s->op);
-        m->place[i] = last[i] < 0 ? PLACE_DEAD : PLACE_NUMBER;
         if (last[i] < 0) continue;
-        if (operands == 0) m->place[i] = place_leaf(m, s);
-        bool varies = false;
-        for (int j = 0; j < operands; j++) varies |= m->place[operand_step(s, j)] != PLACE_NUMBER;
-        if (!varies) continue;
+        if (early[i]) m->early[m->n_early++] = i;
+        else m->live[m->n_live++] = i;
+        if (m->place[i] < 0) continue;
         int r = 0; /* a register is free once its step was last read before this one */
         while (held[r] >= 0 && last[held[r]] >= i) r++;
         held[r] = i;
@@ -66,33 +187,33 @@ void REAL(machine_prepare)(machine *m) {
 #define UNARY(name, expression)                                                                    \
     case LN_LINK_##name:                                                                           \
         _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                      \
-            real x = given[i];                                                                     \
+            real x = a.scale * a.array[i] + a.offset;                                              \
             y[i] = (expression);                                                                   \
         }                                                                                          \
         break;
 
-/* y = x op z elementwise, each side an array or a number; at least one is an array unless n = 1. */
+/* y = x op z elementwise; at least one of them is an array. */
 #define BINARY(expression)                                                                         \
     if (a.array != NULL && b.array != NULL) {                                                      \
         _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                      \
-            real x = a.array[i], z = b.array[i];                                                   \
+            real x = a.scale * a.array[i] + a.offset, z = b.scale * b.array[i] + b.offset;         \
             y[i] = (expression);                                                                   \
         }                                                                                          \
     } else if (a.array != NULL) {                                                                  \
-        real z = b.number;                                                                         \
+        real z = b.offset;                                                                         \
         _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                      \
-            real x = a.array[i];                                                                   \
+            real x = a.scale * a.array[i] + a.offset;                                              \
             y[i] = (expression);                                                                   \
         }                                                                                          \
     } else {                                                                                       \
-        real x = a.number;                                                                         \
-        for (int64_t i = 0; i < n; i++) {                                                          \
-            real z = b.array != NULL ? b.array[i] : b.number;                                      \
+        real x = a.offset;                                                                         \
+        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                      \
+            real z = b.scale * b.array[i] + b.offset;                                              \
             y[i] = (expression);                                                                   \
         }                                                                                          \
     }
 
-static void run_unary(int op, real *restrict y, const real *restrict given, int64_t n) {
+static void run_unary(int op, real *restrict y, operand a, int64_t n) {
     switch (op) {
         UNARY(NEG, -x)
         UNARY(ABS, fabs(x))
@@ -104,7 +225,7 @@ static void run_unary(int op, real *restrict y, const real *restrict given, int6
         UNARY(LOG1P, log1p(x))
         UNARY(TANH, tanh(x))
         UNARY(SIGMOID, 1 / (1 + exp(-x)))
-        UNARY(SOFTPLUS, fmax(x, (real)0) + log1p(exp(-fabs(x))))
+        UNARY(SOFTPLUS, (x > 0 ? x : 0) + log1p(exp(-fabs(x))))
     }
 }
 
@@ -121,56 +242,133 @@ static void run_binary(int op, real *restrict y, operand a, operand b, int64_t n
     case LN_LINK_LE: BINARY(x <= z); break;
     case LN_LINK_GT: BINARY(x > z); break;
     case LN_LINK_GE: BINARY(x >= z); break;
-    default: BINARY(x == z); break; /* EQ */
+    case LN_LINK_EQ: BINARY(x == z); break;
+    case EXP_DIFFERENCE: BINARY(exp(x - z)); break;
+    default: BINARY(exp(x) * z); break; /* EXP_TIMES */
     }
 }
 
 static real element(operand o, int64_t i) {
-    return o.array != NULL ? o.array[i] : o.number;
+    return o.array != NULL ? o.scale * o.array[i] + o.offset : o.offset;
 }
 
 static void run_where(real *restrict y, operand c, operand a, operand b, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] = element(c, i) != 0 ? element(a, i) : element(b, i);
 }
 
+/* y = an expression of x, z and t, all arrays. */
+#define TERNARY(name, expression)                                                                  \
+    static void name(real *restrict y, operand a, operand b, operand c, int64_t n) {               \
+        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                      \
+            real x = a.scale * a.array[i] + a.offset, z = b.scale * b.array[i] + b.offset;         \
+            real t = c.scale * c.array[i] + c.offset;                                              \
+            y[i] = (expression);                                                                   \
+        }                                                                                          \
+    }
+TERNARY(multiply_add, x *z + t)
+TERNARY(exp_difference_times, exp(x - z) * t)
+
+static operand negative(operand x) {
+    return (operand){x.array, -x.scale, -x.offset};
+}
+
+static void run_ternary(int op, real *y, operand a, operand b, operand c, int64_t n) {
+    switch (op) {
+    case MULTIPLY_ADD: multiply_add(y, a, b, c, n); break;
+    case MULTIPLY_SUBTRACT: multiply_add(y, a, b, negative(c), n); break;
+    case SUBTRACT_PRODUCT: multiply_add(y, negative(a), b, c, n); break;
+    case EXP_DIFFERENCE_TIMES: exp_difference_times(y, a, b, c, n); break;
+    default: run_where(y, a, b, c, n);
+    }
+}
+
 /* One step into y, which holds n elements. */
 static void run_step(const ln_link_step *s, real *y, const operand *values, int64_t n) {
+    switch (operands_of(s->op)) {
+    case 1: run_unary(s->op, y, values[s->a], n); break;
+    case 2: run_binary(s->op, y, values[s->a], values[s->b], n); break;
+    default: run_ternary(s->op, y, values[s->a], values[s->b], values[s->c], n);
+    }
+}
+
+static operand number(real x) {
+    return (operand){NULL, 0, x};
+}
+
+/* A step whose operands are numbers: as arrays of one element, where it is none of the common. */
+static operand run_number(const ln_link_step *s, const operand *values) {
+    real first = values[s->a].offset, second = values[s->b].offset;
+    switch (s->op) {
+    case LN_LINK_ADD: return number(first + second);
+    case LN_LINK_SUB: return number(first - second);
+    case LN_LINK_MUL: return number(first * second);
+    case LN_LINK_DIV: return number(first / second);
+    default: break;
+    }
+    real x[3], y;
+    operand given[3];
+    ln_link_step step = {.op = s->op, .a = 0, .b = 1, .c = 2};
+    for (int j = 0; j < operands_of(s->op); j++) {
+        x[j] = values[operand_step(s, j)].offset;
+        given[j] = (operand){&x[j], 1, 0};
+    }
+    run_step(&step, &y, given, 1);
+    return number(y);
+}
+
+static operand view(const ln_link_step *s, const operand *values) {
     operand a = values[s->a];
-    switch (ln_link_operands(s->op)) {
-    case 1: run_unary(s->op, y, a.array != NULL ? a.array : &a.number, n); break;
-    case 2: run_binary(s->op, y, a, values[s->b], n); break;
-    default: run_where(y, a, values[s->b], values[s->c], n);
+    if (s->op == LN_LINK_NEG) return negative(a);
+    operand b = values[s->b];
+    bool first = a.array != NULL;
+    operand x = first ? a : b;
+    real c = first ? b.offset : a.offset;
+    switch (s->op) {
+    case LN_LINK_ADD: return (operand){x.array, x.scale, x.offset + c};
+    case LN_LINK_SUB:
+        if (first) return (operand){x.array, x.scale, x.offset - c};
+        return (operand){x.array, -x.scale, c - x.offset};
+    case LN_LINK_MUL: return (operand){x.array, x.scale * c, x.offset * c};
+    default: return (operand){x.array, x.scale / c, x.offset / c};
     }
 }
 
 static operand leaf(const machine *m, const ln_link_step *s, const real *similarities, int64_t row,
                     int64_t column) {
-    if (s->op == LN_LINK_S) return (operand){similarities, 0};
-    if (s->op == LN_LINK_NUMBER) return (operand){NULL, (real)s->number};
+    if (s->op == LN_LINK_S) return (operand){similarities, 1, 0};
+    if (s->op == LN_LINK_NUMBER) return number((real)s->number);
     const machine_parameter *p = &m->parameters[s->a];
-    if (p->kind == LN_PARAMETER_SCALAR) return (operand){NULL, p->values[0]};
-    int64_t start = m->flipped == (p->kind == LN_PARAMETER_ROW) ? column : row;
-    if (runs(m, s->a)) return (operand){p->values + start, 0};
-    return (operand){NULL, p->values[start]};
+    if (p->kind == LN_PARAMETER_COLUMN) return (operand){p->values + column, 1, 0};
+    return number(p->values[p->kind == LN_PARAMETER_ROW ? row : 0]);
 }
 
-void REAL(machine_run)(const machine *m, operand *results, real *registers, const real *s,
-                       int64_t row, int64_t column, int64_t n) {
-    operand values[MACHINE_STEPS];
-    for (int i = 0; i < m->n_steps; i++) {
-        int place = m->place[i];
+/* A step that takes no loop. */
+static operand short_step(const machine *m, const ln_link_step *s, int place, const operand *values,
+                          const real *similarities, int64_t row, int64_t column) {
+    if (place == PLACE_LEAF) return leaf(m, s, similarities, row, column);
+    return place == PLACE_VIEW ? view(s, values) : run_number(s, values);
+}
+
+void REAL(machine_start)(const machine *m, operand *values, int64_t column) {
+    for (int l = 0; l < m->n_early; l++) {
+        int i = m->early[l];
+        values[i] = short_step(m, &m->steps[i], m->place[i], values, NULL, 0, column);
+    }
+}
+
+void REAL(machine_run)(const machine *m, operand *results, operand *values, real *registers,
+                       real *first, const real *s, int64_t row, int64_t n) {
+    for (int l = 0; l < m->n_live; l++) {
+        int i = m->live[l], place = m->place[i];
         const ln_link_step *step = &m->steps[i];
-        if (place == PLACE_DEAD) continue;
-        if (ln_link_operands(step->op) == 0) {
-            values[i] = leaf(m, step, s, row, column);
-        } else if (place == PLACE_NUMBER) {
-            values[i] = (operand){NULL, 0};
-            run_step(step, &values[i].number, values, 1);
-        } else {
-            real *y = registers + (int64_t)place * SEGMENT;
-            run_step(step, y, values, n);
-            values[i] = (operand){y, 0};
+        if (place < 0) {
+            values[i] = short_step(m, step, place, values, s, row, 0);
+            continue;
         }
+        bool direct = first != NULL && i == m->outputs[0];
+        real *y = direct ? first : registers + (int64_t)place * SEGMENT;
+        run_step(step, y, values, n);
+        values[i] = (operand){y, 1, 0};
     }
     for (int i = 0; i < m->n_outputs; i++) results[i] = values[m->outputs[i]];
 }

@@ -1,10 +1,11 @@
 /* The register machine that runs a link function along segments of a tile's rows, compiled once
  * for each element type (LN_REAL) and instruction set. Internal to cpu/.
  *
- * A program is prepared for an orientation, which says what stays fixed along a segment: what
- * depends on numbers and fixed parameters alone is computed once a segment, as a number; the rest
- * runs over registers of SEGMENT elements that stay in L1. Invariant: a step's operands are
- * numbers, registers written before it, or arrays of at least the segment's length. */
+ * Segments run along the columns. What depends on numbers and the rows' parameters alone is
+ * computed once a segment, as a number; what is a multiple of an array plus a number is not
+ * computed at all, but by the loop that reads it; the rest runs over registers of SEGMENT elements
+ * that stay in L1. Invariant: a step's operands are numbers, registers written before it, or arrays
+ * of at least the segment's length. */
 #ifndef LN_CPU_MACHINE_H
 #define LN_CPU_MACHINE_H
 #include "cpu/kernels.h"
@@ -14,15 +15,15 @@ typedef LN_REAL real;
 #define REAL(name) CPU(LN_PASTE(name, LN_REAL))
 
 enum {
-    SEGMENT = 288,
-    MACHINE_STEPS = LN_LINK_STEPS + 64,
-    MACHINE_PARAMETERS = LN_LINK_PARAMETERS + 4
+    SEGMENT = 384,
+    MACHINE_STEPS = 2 * LN_LINK_STEPS + 128, /* a link in both orientations, and its weights */
+    MACHINE_PARAMETERS = 2 * (LN_LINK_PARAMETERS + 4)
 };
 
-/* Where a step's value lies: in an array that runs along the segment, or (NULL) in a number. */
+/* A value: scale * array[i] + offset, or (array NULL) the number offset. */
 typedef struct {
     const real *array;
-    real number;
+    real scale, offset;
 } operand;
 
 typedef struct {
@@ -31,24 +32,32 @@ typedef struct {
 } machine_parameter;
 
 typedef struct {
-    bool flipped; /* segments run along the rows' parameters, the columns' stay fixed */
-    int n_steps, n_parameters, n_outputs, n_registers;
+    int n_steps, n_parameters, n_outputs;
     ln_link_step steps[MACHINE_STEPS];
     machine_parameter parameters[MACHINE_PARAMETERS];
-    int outputs[LN_LINK_PARAMETERS + 2]; /* steps whose values are wanted */
-    int place[MACHINE_STEPS]; /* set by prepare: a register, or one of the places below */
+    int outputs[2 * (LN_LINK_PARAMETERS + 1)]; /* steps whose values are wanted */
+    /* Set by prepare: the steps to run once a tile, and once a segment, and where the values of all
+     * lie: in a register, or one of the places below. */
+    int n_early, early[MACHINE_STEPS], n_live, live[MACHINE_STEPS];
+    int place[MACHINE_STEPS], n_registers;
 } machine;
 
-enum { PLACE_DEAD = -1, PLACE_NUMBER = -2, PLACE_SIMILARITY = -3, PLACE_ARRAY = -4 };
+enum { PLACE_LEAF = -1, PLACE_NUMBER = -2, PLACE_VIEW = -3 };
 
 /* Adds steps to a program; each returns its step. The caller keeps below MACHINE_STEPS. */
 int REAL(machine_step)(machine *m, int op, int a, int b);
 int REAL(machine_parameter)(machine *m, int kind, const real *values);
-/* Places every step that an output needs. Fails only when more than MACHINE_STEPS live at once. */
+/* Adds what n steps are in the transposed matrix, where rows' parameters are columns' and the other
+ * way round. mirrored[i]: the step for values[i], itself where it depends on neither. */
+void REAL(machine_mirror)(machine *m, int *mirrored, const int *values, int n);
+/* Places every step that an output needs. */
 void REAL(machine_prepare)(machine *m);
-/* Runs over n <= SEGMENT similarities of row `row`, columns from `column`. registers holds
- * n_registers segments. results[i]: where output i lies, valid until the next run. */
-void REAL(machine_run)(const machine *m, operand *results, real *registers, const real *s,
-                       int64_t row, int64_t column, int64_t n);
+/* Prepares values, room for MACHINE_STEPS, for the segments that start at a column. */
+void REAL(machine_start)(const machine *m, operand *values, int64_t column);
+/* Runs over the n <= SEGMENT similarities of row `row`. registers holds n_registers segments.
+ * results[i]: where output i lies, an array (scale 1, offset 0) or a number, valid until the next
+ * run. first (NULL: its register): where to write output 0 where it is not an array by itself. */
+void REAL(machine_run)(const machine *m, operand *results, operand *values, real *registers,
+                       real *first, const real *s, int64_t row, int64_t n);
 
 #endif

@@ -1,16 +1,11 @@
 /* The two passes of the similarity engine over a whole matrix: builds the jobs of tile.h from
- * reductions, schedules pairs of row blocks over the team, and turns what the pairs gathered into
- * results. Compiled once for each element type and instruction set; similarity.c chooses.
- *
- * Pairs run in rounds in which no two share rows or columns (a tournament for one set of rows, a
- * Latin square for two). Invariant: a block's pairs run in the order of the rounds, so the results
- * do not depend on the size of the team. */
+ * reductions, has them scheduled, and turns what the pairs gathered into results. Runs nothing in
+ * parallel. Compiled once for each element type and instruction set; similarity.c chooses. */
 #include "pass.h"
-#include "tile.h"
+#include "schedule.h"
 #include "unit.h"
 
 #include <math.h>
-#include <omp.h>
 #include <string.h>
 #include <tgmath.h>
 
@@ -43,66 +38,113 @@ static void arena_release(arena *a) {
 
 /* ---- Jobs ---- */
 
+static int kind_in(int kind, bool flipped) {
+    if (!flipped || kind == LN_PARAMETER_SCALAR) return kind;
+    return kind == LN_PARAMETER_ROW ? LN_PARAMETER_COLUMN : LN_PARAMETER_ROW;
+}
+
+/* flipped: the link of the transposed matrix. */
 static void copy_link(machine *m, const ln_reduction *r, bool flipped) {
-    m->flipped = flipped;
     m->n_steps = r->n_steps;
     memcpy(m->steps, r->steps, (size_t)r->n_steps * sizeof *r->steps);
     m->n_parameters = r->n_parameters;
     for (int p = 0; p < r->n_parameters; p++)
-        m->parameters[p] =
-            (machine_parameter){(const real *)r->parameters[p].value->data, r->parameters[p].kind};
+        m->parameters[p] = (machine_parameter){(const real *)r->parameters[p].value->data,
+                                               kind_in(r->parameters[p].kind, flipped)};
 }
 
-static int anchor_kind(const ln_reduction *r) {
-    return r->by_column ? LN_PARAMETER_COLUMN : LN_PARAMETER_ROW;
+static int anchor_kind(const ln_reduction *r, bool flipped) {
+    return kind_in(r->by_column ? LN_PARAMETER_COLUMN : LN_PARAMETER_ROW, flipped);
 }
 
-/* exp(f - shift) of the anchor. */
+/* exp(f - shift) of the anchor; f = x - z as x - (z + shift): a sum with a number costs nothing. */
 static int weight_step(machine *m, int value, int kind, const real *shift) {
     int c = REAL(machine_parameter)(m, kind, shift);
+    ln_link_step f = m->steps[value];
+    if (f.op == LN_LINK_SUB) {
+        value = f.a;
+        c = REAL(machine_step)(m, LN_LINK_ADD, f.b, c);
+    }
     return REAL(machine_step)(m, LN_LINK_EXP, REAL(machine_step)(m, LN_LINK_SUB, value, c), 0);
 }
 
-static void forward_machine(machine *m, const tile_job *job, bool flipped) {
+static int forward_step(machine *m, const tile_job *job, int kind) {
     const ln_reduction *r = job->reduction;
-    copy_link(m, r, flipped);
-    m->outputs[0] = r->value;
-    if (r->kind == LN_REDUCE_LSE && job->fixed_shift)
-        m->outputs[0] = weight_step(m, r->value, anchor_kind(r), job->shift);
+    if (r->kind != LN_REDUCE_LSE || !job->fixed_shift) return r->value;
+    return weight_step(m, r->value, job->one_link ? LN_PARAMETER_SCALAR : kind, job->shift);
+}
+
+static void forward_machine(machine *m, const tile_job *job, bool flipped) {
+    copy_link(m, job->reduction, flipped);
+    m->outputs[0] = forward_step(m, job, anchor_kind(job->reduction, flipped));
     m->n_outputs = 1;
     REAL(machine_prepare)(m);
 }
 
-/* weight * (gain * slope) for the similarity and every wanted parameter; weight < 0: none. The
- * product of gain and slope comes first because both are often fixed along a segment. */
-static void gradient_outputs(machine *m, const ln_reduction *r, int weight, int gain) {
+/* Outputs: what the tile's rows sum, and what its columns sum. */
+static void forward_both(machine *m, const tile_job *job) {
+    copy_link(m, job->reduction, false);
+    m->outputs[0] = forward_step(m, job, LN_PARAMETER_ROW);
+    REAL(machine_mirror)(m, &m->outputs[1], &m->outputs[0], 1);
+    m->n_outputs = 2;
+    REAL(machine_prepare)(m);
+}
+
+/* made: weight * (gain * slope) for the similarity and every wanted parameter; weight < 0: none.
+ * The product of gain and slope comes first because both are often fixed along a segment. Returns
+ * how many. */
+static int gradient_steps(machine *m, int *made, const ln_reduction *r, int weight, int gain) {
     int slopes[LN_LINK_PARAMETERS + 1], n = 0;
     slopes[n++] = r->slope;
     for (int p = 0; p < r->n_parameters; p++)
         if (r->parameters[p].slope >= 0) slopes[n++] = r->parameters[p].slope;
     for (int i = 0; i < n; i++) {
         int scaled = REAL(machine_step)(m, LN_LINK_MUL, slopes[i], gain);
-        m->outputs[i] = weight < 0 ? scaled : REAL(machine_step)(m, LN_LINK_MUL, weight, scaled);
+        made[i] = weight < 0 ? scaled : REAL(machine_step)(m, LN_LINK_MUL, weight, scaled);
     }
-    m->n_outputs = n;
-    REAL(machine_prepare)(m);
+    return n;
+}
+
+static int backward_steps(machine *m, int *made, const ln_reduction *r, int kind, const real *lse,
+                          const real *dy) {
+    int weight = lse != NULL ? weight_step(m, r->value, kind, lse) : -1;
+    return gradient_steps(m, made, r, weight, REAL(machine_parameter)(m, kind, dy));
 }
 
 static void backward_machine(machine *m, const ln_reduction *r, bool flipped, const real *lse,
                              const real *dy) {
     copy_link(m, r, flipped);
-    int weight = lse != NULL ? weight_step(m, r->value, anchor_kind(r), lse) : -1;
-    gradient_outputs(m, r, weight, REAL(machine_parameter)(m, anchor_kind(r), dy));
+    m->n_outputs = backward_steps(m, m->outputs, r, anchor_kind(r, flipped), lse, dy);
+    REAL(machine_prepare)(m);
 }
 
-/* Both halves of a mirrored tile at once, where the link's value and the shift are the same for all
- * anchors: exp(f - c) slope (g_i e^(c - lse_i) + g_j e^(c - lse_j)). */
-static void backward_both(machine *m, const ln_reduction *r, const real *shift, const real *gains) {
+/* Both halves of a mirrored tile. Outputs: the weights of both together, then each wanted
+ * parameter's gradient from the tile's rows and from its columns. */
+static void backward_both(machine *m, const ln_reduction *r, const real *lse, const real *dy) {
+    int straight[LN_LINK_PARAMETERS + 1], flipped[LN_LINK_PARAMETERS + 1];
+    copy_link(m, r, false);
+    int n = backward_steps(m, straight, r, LN_PARAMETER_ROW, lse, dy);
+    REAL(machine_mirror)(m, flipped, straight, n);
+    m->outputs[0] = REAL(machine_step)(m, LN_LINK_ADD, straight[0], flipped[0]);
+    m->n_outputs = 1;
+    for (int i = 1; i < n; i++) {
+        m->outputs[m->n_outputs++] = straight[i];
+        m->outputs[m->n_outputs++] = flipped[i];
+    }
+    REAL(machine_prepare)(m);
+}
+
+/* The same where the link's value and the shift are the same for all anchors, with one exponential:
+ * exp(f - c) slope (g_i e^(c - lse_i) + g_j e^(c - lse_j)). A parameter has one output. */
+static void backward_shared(machine *m, const ln_reduction *r, const real *shift,
+                            const real *gains) {
     copy_link(m, r, false);
     int weight = shift != NULL ? weight_step(m, r->value, LN_PARAMETER_SCALAR, shift) : -1;
     int row = REAL(machine_parameter)(m, LN_PARAMETER_ROW, gains);
     int column = REAL(machine_parameter)(m, LN_PARAMETER_COLUMN, gains);
-    gradient_outputs(m, r, weight, REAL(machine_step)(m, LN_LINK_ADD, row, column));
+    int gain = REAL(machine_step)(m, LN_LINK_ADD, row, column);
+    m->n_outputs = gradient_steps(m, m->outputs, r, weight, gain);
+    REAL(machine_prepare)(m);
 }
 
 static bool same_for_all_anchors(const ln_reduction *r) {
@@ -121,8 +163,9 @@ static ln_status job_new(tile_job *job, arena *a, const tile_pass *pass, const l
     memset(job, 0, sizeof *job);
     job->reduction = r;
     job->fixed_shift = shift != NULL;
-    job->one_machine =
-        pass->symmetric && same_for_all_anchors(r) && (r->kind == LN_REDUCE_SUM || shift != NULL);
+    bool steady = r->kind == LN_REDUCE_SUM || shift != NULL;
+    job->one_link = pass->symmetric && steady && same_for_all_anchors(r);
+    job->both_at_once = pass->symmetric && (steady || pass->backward);
     if (shift != NULL) {
         job->shift = (real *)shift->data;
         return LN_OK;
@@ -138,7 +181,7 @@ static ln_status forward_job(tile_job *job, arena *a, const tile_pass *pass) {
     if (job->sum == NULL) return LN_OUT_OF_MEMORY;
     forward_machine(&job->straight, job, false);
     forward_machine(&job->flipped, job, true);
-    if (job->one_machine) forward_machine(&job->both, job, false);
+    if (job->both_at_once) forward_both(&job->both, job);
     return LN_OK;
 }
 
@@ -152,7 +195,7 @@ static void backward_arrays(const tile_job *job, int64_t n, const real *y, const
             continue;
         }
         lse[i] = empty ? 0 : y[i];
-        if (job->one_machine) gains[i] = empty ? 0 : dy[i] * exp(job->shift[i] - y[i]);
+        if (job->one_link) gains[i] = empty ? 0 : dy[i] * exp(job->shift[i] - y[i]);
     }
 }
 
@@ -168,7 +211,8 @@ static ln_status backward_job(tile_job *job, arena *a, const tile_pass *pass, co
     bool is_lse = r->kind == LN_REDUCE_LSE;
     backward_machine(&job->straight, r, false, is_lse ? lse : NULL, g);
     backward_machine(&job->flipped, r, true, is_lse ? lse : NULL, g);
-    if (job->one_machine) backward_both(&job->both, r, is_lse ? job->shift : NULL, gains);
+    if (job->one_link) backward_shared(&job->both, r, is_lse ? job->shift : NULL, gains);
+    else if (job->both_at_once) backward_both(&job->both, r, is_lse ? lse : NULL, g);
     for (int p = 0; p < r->n_parameters; p++) {
         if (r->parameters[p].slope < 0) continue;
         bool column = r->parameters[p].kind == LN_PARAMETER_COLUMN;
@@ -179,83 +223,13 @@ static ln_status backward_job(tile_job *job, arena *a, const tile_pass *pass, co
     return LN_OK;
 }
 
-/* ---- Scheduling ---- */
-
-typedef struct {
-    const tile_pass *pass;
-    int64_t block_rows, row_blocks, column_blocks;
-    char *scratch; /* scratch_bytes for each thread */
-    size_t scratch_bytes;
-    bool square; /* one set of rows: pairs are unordered */
-} schedule;
-
-static void run_blocks(const schedule *s, char *scratch, tile_mode mode, int64_t i, int64_t j) {
-    int64_t size = s->block_rows, n = s->pass->n, m = s->pass->m;
-    REAL(tile_pair)
-    (s->pass, scratch, mode, i * size, (i + 1) * size < n ? (i + 1) * size : n, j * size,
-     (j + 1) * size < m ? (j + 1) * size : m);
-}
-
-/* The blocks that meet as number `at` of a round. Square: the circle method, where the last of an
- * even number of players stays; round -1 is each block with itself. */
-static void meeting(const schedule *s, int64_t round, int64_t at, int64_t *i, int64_t *j) {
-    if (!s->square) {
-        int64_t size = s->row_blocks > s->column_blocks ? s->row_blocks : s->column_blocks;
-        *i = at;
-        *j = (at + round) % size;
-        return;
-    }
-    int64_t others = s->row_blocks - 1 + s->row_blocks % 2;
-    *i = round < 0 ? at : at == 0 ? others : (round + at) % others;
-    *j = round < 0 ? at : (round - at + others) % others;
-}
-
-static void run_meeting(const schedule *s, int64_t round, int64_t at) {
-    int64_t i, j;
-    meeting(s, round, at, &i, &j);
-    if (i >= s->row_blocks || j >= s->column_blocks) return;
-    char *scratch = s->scratch + (size_t)omp_get_thread_num() * s->scratch_bytes;
-    if (s->pass->symmetric && i != j) {
-        run_blocks(s, scratch, TILE_MIRRORED, i, j);
-        return;
-    }
-    run_blocks(s, scratch, TILE_PLAIN, i, j);
-    if (s->square && i != j) run_blocks(s, scratch, TILE_PLAIN, j, i);
-}
-
-static ln_status run_rounds(const schedule *s, int team) {
-    int64_t blocks = s->row_blocks > s->column_blocks ? s->row_blocks : s->column_blocks;
-    int64_t players = s->row_blocks + s->row_blocks % 2;
-    int64_t last = s->square ? players - 1 : blocks;
-    for (int64_t round = s->square ? -1 : 0; round < last; round++) {
-        int64_t meetings = !s->square || round < 0 ? blocks : players / 2;
-        if (ln_interrupted()) return ln_fail(LN_INTERRUPTED, "similarity: interrupted");
-#pragma omp parallel for schedule(dynamic) num_threads(team)
-        for (int64_t at = 0; at < meetings; at++) run_meeting(s, round, at);
-    }
-    return LN_OK;
-}
-
-static ln_status run_pass(const tile_pass *pass, arena *a, bool square) {
-    int64_t larger = pass->n > pass->m ? pass->n : pass->m;
-    if (pass->n == 0 || pass->m == 0) return LN_OK;
-    schedule s = {.pass = pass, .square = square};
-    s.block_rows = REAL(tile_block_rows)(larger, pass->d);
-    s.row_blocks = (pass->n + s.block_rows - 1) / s.block_rows;
-    s.column_blocks = (pass->m + s.block_rows - 1) / s.block_rows;
-    s.scratch_bytes = REAL(tile_scratch_bytes)(pass, s.block_rows);
-    s.scratch_bytes = (s.scratch_bytes + 4095) / 4096 * 4096;
-    int team = ln_team(pass->n * pass->m);
-    s.scratch = arena_new(a, s.scratch_bytes * (size_t)team);
-    if (s.scratch == NULL) return LN_OUT_OF_MEMORY;
-    return run_rounds(&s, team);
-}
-
 /* ---- The passes ---- */
 
-static ln_status pass_new(tile_pass *pass, arena *a, const ln_tensor *q, const ln_tensor *k,
-                          bool cosine, int n, const ln_reduction *reductions, inputs shift) {
-    *pass = (tile_pass){.n = q->shape[0],
+static ln_status pass_new(tile_pass *pass, bool backward, arena *a, const ln_tensor *q,
+                          const ln_tensor *k, bool cosine, int n, const ln_reduction *reductions,
+                          inputs shift) {
+    *pass = (tile_pass){.backward = backward,
+                        .n = q->shape[0],
                         .m = k != NULL ? k->shape[0] : q->shape[0],
                         .d = q->shape[1],
                         .q = (const real *)q->data,
@@ -291,9 +265,9 @@ ln_status REAL(similarity_forward)(outputs out, const ln_tensor *q, const ln_ten
     ln_status status;
     arena a = {.n = 0};
     tile_pass pass;
-    LN_TRY(pass_new(&pass, &a, q, k, cosine, n, reductions, shift));
+    LN_TRY(pass_new(&pass, false, &a, q, k, cosine, n, reductions, shift));
     for (int i = 0; i < n; i++) LN_TRY(forward_job(&pass.jobs[i], &a, &pass));
-    LN_TRY(run_pass(&pass, &a, k == NULL));
+    LN_TRY(REAL(schedule_run)(&pass, k == NULL));
     for (int i = 0; i < n; i++) store_sums(out[i], &pass.jobs[i]);
 fail:
     arena_release(&a);
@@ -322,14 +296,13 @@ ln_status REAL(similarity_backward)(ln_tensor *dq, ln_tensor *dk, outputs dparam
     ln_status status;
     arena a = {.n = 0};
     tile_pass pass;
-    LN_TRY(pass_new(&pass, &a, q, k, cosine, n, reductions, shift));
-    pass.backward = true;
+    LN_TRY(pass_new(&pass, true, &a, q, k, cosine, n, reductions, shift));
     if (dq != NULL) memset(dq->data, 0, (size_t)dq->numel * sizeof(real));
     if (dk != NULL) memset(dk->data, 0, (size_t)dk->numel * sizeof(real));
     pass.dq = dq != NULL ? (real *)dq->data : NULL;
     pass.dk = k == NULL ? pass.dq : dk != NULL ? (real *)dk->data : NULL;
     for (int i = 0; i < n; i++) LN_TRY(backward_job(&pass.jobs[i], &a, &pass, y[i], dy[i]));
-    LN_TRY(run_pass(&pass, &a, k == NULL));
+    LN_TRY(REAL(schedule_run)(&pass, k == NULL));
     if (cosine && dq != NULL) REAL(unit_backward)(dq, q, pass.q_scale);
     if (cosine && dk != NULL) REAL(unit_backward)(dk, k, pass.k_scale);
     for (int i = 0; i < n; i++) store_parameters(&dparameters, &pass.jobs[i], pass.n);

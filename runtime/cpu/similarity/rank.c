@@ -1,6 +1,7 @@
-/* Selecting the k largest entries of a row: entries at or above a threshold are kept and sorted by
- * radix. The threshold is the last row's, where it keeps enough and not too many, else it comes
- * from a histogram. Invariant: whatever the threshold was, the result is exact. */
+/* Selecting and sorting the largest entries of a row. With their columns: entries at or above a
+ * threshold are kept and sorted by radix; the threshold is the last row's, where it keeps enough
+ * and not too many, else it comes from a histogram. Without: they are spread over bins by value,
+ * and sorted within. Invariant: whatever the threshold and the values are, the result is exact. */
 #include "rank.h"
 
 #include <math.h>
@@ -78,4 +79,144 @@ const candidate *REAL(rank_largest)(rank_state *state, const real *x, int64_t m,
         state->threshold = margin >= 0 && margin < INFINITY ? last - margin : -INFINITY;
     }
     return sorted;
+}
+
+/* ---- Values alone ---- */
+
+/* By partitions around a middle element; keys, because NaN have a place among them. */
+static void partition(real *x, int64_t n, int64_t k) {
+    int64_t low = 0, high = n - 1;
+    while (low < high) {
+        uint64_t middle = rank_key(x[low + (high - low) / 2]);
+        int64_t i = low, j = high;
+        while (i <= j) {
+            while (rank_key(x[i]) < middle) i++;
+            while (rank_key(x[j]) > middle) j--;
+            if (i > j) break;
+            real swap = x[i];
+            x[i++] = x[j];
+            x[j--] = swap;
+        }
+        if (k - 1 <= j) high = j;
+        else if (k - 1 >= i) low = i;
+        else return;
+    }
+}
+
+int64_t REAL(rank_cut)(real *x, real *threshold, int64_t n, int64_t k, int64_t most) {
+    int64_t left = 0;
+    *threshold = histogram_threshold(x, n, k);
+    for (int64_t t = 0; t < n; t++) {
+        real value = x[t];
+        x[left] = value;
+        left += !(value < *threshold);
+    }
+    if (left <= most) return left;
+    partition(x, left, k);
+    *threshold = x[k - 1];
+    return k;
+}
+
+enum {
+    FINE_BINS = 2048,
+    COARSE_BINS = 256,
+    CROWD = 32 /* entries of one bin that are sorted in place */
+};
+
+typedef struct {
+    uint16_t starts[FINE_BINS + 1];
+    uint16_t bins[];
+} spread;
+
+size_t REAL(rank_scratch_bytes)(int64_t n) {
+    size_t bins = sizeof(spread) + (size_t)(n + 32) * (sizeof(uint16_t) + sizeof(real));
+    size_t keys = 2 * (size_t)n * sizeof(candidate);
+    return ((bins > keys ? bins : keys) + 63) / 64 * 64;
+}
+
+static void by_radix(real *sorted, const real *x, int64_t n, int64_t k, candidate *keys) {
+    for (int64_t i = 0; i < n; i++) keys[i] = (candidate){rank_key(x[i]), 0};
+    const candidate *done = REAL(rank_sort)(keys, keys + n, n);
+    for (int64_t i = 0; i < k; i++) sorted[i] = rank_value(done[i].key);
+}
+
+/* Counts the entries of each bin, the first for the largest, and adds up those of the bins before
+ * it. Returns the first bin past the k largest, or 0 where bins do not serve. crowd: the entries of
+ * the fullest of those before it. */
+static int64_t count_bins(spread *s, const real *x, int64_t n, int64_t k, int bins,
+                          int32_t *crowd) {
+    real low = x[0], high = x[0], sum = 0;
+#pragma omp simd reduction(min : low) reduction(max : high) reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) {
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+        sum += x[i] - x[i]; /* NaN where one is not finite */
+    }
+    real scale = (real)(bins - 1) / (high - low);
+    if (sum != 0 || !(high > low) || !(scale < INFINITY) || n > UINT16_MAX) return 0;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) s->bins[i] = (uint16_t)(int32_t)((high - x[i]) * scale);
+    memset(s->starts, 0, (size_t)(bins + 1) * sizeof *s->starts);
+    for (int64_t i = 0; i < n; i++) s->starts[s->bins[i] + 1]++;
+    int64_t bin = 0;
+    int32_t start = 0;
+    *crowd = 0;
+    for (; start < k; bin++) {
+        int32_t count = s->starts[bin + 1];
+        *crowd = count > *crowd ? count : *crowd;
+        start += count;
+        s->starts[bin + 1] = (uint16_t)start;
+    }
+    return bin;
+}
+
+real REAL(rank_threshold)(const real *x, int64_t n, int64_t k, void *scratch) {
+    spread *s = scratch;
+    int32_t crowd;
+    real least = INFINITY;
+    int64_t last = count_bins(s, x, n, k, COARSE_BINS, &crowd);
+    if (last == 0) return histogram_threshold(x, n, k);
+#pragma omp simd reduction(min : least)
+    for (int64_t i = 0; i < n; i++) {
+        real value = s->bins[i] < last ? x[i] : INFINITY;
+        least = value < least ? value : least;
+    }
+    return least;
+}
+
+/* y: x with the larger of every two neighbours, from position `first` on, in front. There is an
+ * element before x and one behind it. */
+static void exchange(real *restrict y, const real *restrict x, int32_t n, int32_t first) {
+#pragma omp simd
+    for (int32_t i = 0; i < n; i++) {
+        real larger = x[i] > x[i + 1] ? x[i] : x[i + 1];
+        real smaller = x[i] < x[i - 1] ? x[i] : x[i - 1];
+        y[i] = (i ^ first) & 1 ? smaller : larger;
+    }
+}
+
+/* x is spread over bins in sorted, what is past the k largest behind them. As many exchanges of
+ * neighbours as a bin has entries sort each bin, all at once and without a branch. */
+void REAL(rank_values)(real *sorted, const real *x, int64_t n, int64_t k, void *scratch) {
+    spread *s = scratch;
+    int32_t crowd = 0, last = k > 0 ? (int32_t)count_bins(s, x, n, k, FINE_BINS, &crowd) : 0;
+    if (last == 0 || crowd > CROWD) {
+        by_radix(sorted, x, n, k, scratch);
+        return;
+    }
+    int32_t end = s->starts[last];
+    real *now = sorted, *next = (real *)(s->bins + (n + 31) / 32 * 32) + 1;
+    for (int64_t i = 0; i < n; i++) {
+        int32_t bin = s->bins[i] < last ? s->bins[i] : last;
+        sorted[s->starts[bin]++] = x[i];
+    }
+    crowd += crowd % 2; /* the last exchange writes to sorted */
+    for (int32_t i = 0; i < crowd; i++) {
+        now[-1] = INFINITY;
+        now[end] = -INFINITY;
+        exchange(next, now, end, i % 2);
+        real *swap = now;
+        now = next;
+        next = swap;
+    }
 }

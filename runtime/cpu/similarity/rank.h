@@ -13,6 +13,7 @@ typedef struct {
 } candidate;
 
 static inline uint64_t rank_key(real x) {
+    if (x != x) return 0; /* whatever its sign */
     if (sizeof(real) == 8) {
         uint64_t bits;
         memcpy(&bits, &x, sizeof x);
@@ -39,6 +40,17 @@ static inline real rank_value(uint64_t key) {
 
 /* Sorts by key, stable; returns a or b, where the result lies. */
 candidate *REAL(rank_sort)(candidate *a, candidate *b, int64_t n);
+
+/* A value that at least k of n entries are not below, and not many more; -inf where there is none.
+ * scratch: rank_scratch_bytes. */
+real REAL(rank_threshold)(const real *x, int64_t n, int64_t k, void *scratch);
+/* Leaves the k largest of n entries, in any order, and perhaps others, `most` at most, k <= most:
+ * those not below the threshold that it stores. Returns how many. */
+int64_t REAL(rank_cut)(real *x, real *threshold, int64_t n, int64_t k, int64_t most);
+/* The k largest of n entries, largest first. sorted: room for n + 1, and for one before; what lies
+ * there is changed. scratch: rank_scratch_bytes. */
+void REAL(rank_values)(real *sorted, const real *x, int64_t n, int64_t k, void *scratch);
+size_t REAL(rank_scratch_bytes)(int64_t n);
 
 /* Scratch for rows of m entries: 2 m candidates and m columns. threshold carries what one row
  * teaches the next; start with NaN. */

@@ -1,7 +1,8 @@
-/* Order statistics of the rows of the similarity matrix: the k largest candidates, and the fits to
- * a row's tail. A block of rows at a time, every thread its own. Compiled once for each element
- * type and instruction set; similarity.c chooses. Invariant: a row's result depends on that row
- * alone, so neither the team nor the blocks change it. */
+/* Order statistics of whole rows of the similarity matrix: the k largest candidates, the fits to a
+ * row's tail, and the fit to the tail of all rows. A block of rows at a time, every thread its own.
+ * Compiled once for each element type and instruction set; similarity.c chooses. Invariant: a row's
+ * result depends on that row alone, so neither the team nor the blocks change it. */
+#include "rows.h"
 #include "pass.h"
 #include "rank.h"
 #include "tile.h"
@@ -27,10 +28,11 @@ typedef struct {
     int n_masks;
     int64_t k;
     ln_tensor *values, *columns; /* top-k, or NULL */
-    ln_tensor *fits;             /* tail, or NULL */
-    int64_t burnt;
-    const double *log_f, *log_log_f; /* of the points kept */
-    key_pool *pool;                  /* pooled tail, or NULL */
+    const tail_lines *lines;     /* tail, or NULL */
+    ln_tensor *fits;
+    const int64_t *chosen; /* the rows that are looked at; NULL: all */
+    int64_t n_chosen;
+    key_pool *pool; /* pooled tail, or NULL */
 } row_job;
 
 /* Sums for two least-squares lines, x measured from the first point's. */
@@ -38,49 +40,6 @@ typedef struct {
     int64_t rank, n;
     double rho, origin, sx, sxx, sy[2], syy[2], sxy[2];
 } moments;
-
-/* ---- Least squares on the tail ---- */
-
-#define LEAST_SHORTFALL 1e-6
-#define LEAST_SUM 1e-12
-
-static void fit_line(double *slope, double *sse, const double *x, const double *y, double mean_x,
-                     double sxx, int64_t n) {
-    double mean_y = 0, sxy = 0, residual = 0;
-    for (int64_t r = 0; r < n; r++) mean_y += y[r];
-    mean_y /= (double)n;
-#pragma omp simd reduction(+ : sxy)
-    for (int64_t r = 0; r < n; r++) sxy += (x[r] - mean_x) * (y[r] - mean_y);
-    *slope = sxy / fmax(sxx, LEAST_SUM);
-#pragma omp simd reduction(+ : residual)
-    for (int64_t r = 0; r < n; r++) {
-        double e = y[r] - mean_y - *slope * (x[r] - mean_x);
-        residual += e * e;
-    }
-    *sse = residual;
-}
-
-/* out: rho, and slope and SSE of the Weibull and of the Gumbel line. x: room for k numbers. */
-static void fit_tail(double *out, const row_job *job, const candidate *sorted, double *x) {
-    int64_t n = job->k - job->burnt;
-    double mean = 0, sxx = 0;
-    for (int64_t r = 0; r < job->k; r++) {
-        double d = 1 - (double)rank_value(sorted[r].key);
-        x[r] = d > LEAST_SHORTFALL ? d : LEAST_SHORTFALL;
-    }
-    out[0] = x[0];
-    if (n < 2) return;
-    x += job->burnt;
-#pragma omp simd
-    for (int64_t r = 0; r < n; r++) x[r] = log(x[r]);
-#pragma omp simd reduction(+ : mean)
-    for (int64_t r = 0; r < n; r++) mean += x[r];
-    mean /= (double)n;
-#pragma omp simd reduction(+ : sxx)
-    for (int64_t r = 0; r < n; r++) sxx += (x[r] - mean) * (x[r] - mean);
-    fit_line(&out[1], &out[2], x, job->log_f, mean, sxx, n);
-    fit_line(&out[3], &out[4], x, job->log_log_f, mean, sxx, n);
-}
 
 /* ---- Keys of all rows ---- */
 
@@ -107,9 +66,12 @@ static void pool_row(key_pool *pool, candidate *own, const real *x, int64_t m) {
 
 /* ---- Rows ---- */
 
-static void store_row(const row_job *job, int64_t row, const candidate *sorted, double *x) {
-    if (job->fits != NULL) fit_tail((double *)job->fits->data + row * 5, job, sorted, x);
-    if (job->values == NULL) return;
+static void store_row(const row_job *job, int64_t row, const candidate *sorted, real *x) {
+    if (job->lines != NULL) {
+        for (int64_t r = 0; r < job->k; r++) x[r] = rank_value(sorted[r].key);
+        REAL(tail_fit)((double *)job->fits->data + row * 5, job->lines, x);
+        return;
+    }
     real *values = (real *)job->values->data + row * job->k;
     int64_t *columns = (int64_t *)job->columns->data + row * job->k;
     for (int64_t r = 0; r < job->k; r++) {
@@ -127,7 +89,7 @@ static row_bytes bytes_needed(const row_job *job, int64_t tile_elements) {
     row_bytes b;
     b.tile = ((size_t)tile_elements * sizeof(real) + 63) / 64 * 64;
     b.rank = (size_t)(job->pass.m + 1) * sizeof(candidate);
-    b.points = (size_t)job->k * sizeof(double);
+    b.points = ((size_t)job->k * sizeof(real) + 63) / 64 * 64;
     b.total = b.tile + 2 * b.rank + b.points + (size_t)(job->pass.m + 1) * sizeof(int32_t);
     b.total = (b.total + 4095) / 4096 * 4096;
     return b;
@@ -144,22 +106,24 @@ static void run_block(const row_job *job, const real *panels, char *own, row_byt
         const real *x = s + (row - row0) * stride;
         if (job->pool != NULL) pool_row(job->pool, state.kept, x, job->pass.m);
         else
-            store_row(job, row, REAL(rank_largest)(&state, x, job->pass.m, job->k),
-                      (double *)points);
+            store_row(job, row, REAL(rank_largest)(&state, x, job->pass.m, job->k), (real *)points);
     }
 }
 
 static ln_status run_rows(const row_job *job, const real *panels) {
     const tile_pass *pass = &job->pass;
     int64_t stride, elements, rows = REAL(tile_row_block)(pass, &stride, &elements);
-    int64_t blocks = (pass->n + rows - 1) / rows;
+    int64_t blocks = job->chosen != NULL ? job->n_chosen : (pass->n + rows - 1) / rows;
     row_bytes bytes = bytes_needed(job, elements);
     int team = ln_team(pass->n * pass->m);
     char *scratch = ln_scratch_new(bytes.total * (size_t)team, "similarity");
     if (scratch == NULL) return LN_OUT_OF_MEMORY;
 #pragma omp parallel for schedule(dynamic) num_threads(team)
     for (int64_t b = 0; b < blocks; b++) {
-        int64_t row0 = b * rows, row1 = row0 + rows < pass->n ? row0 + rows : pass->n;
+        int64_t row0 = job->chosen != NULL ? job->chosen[b] : b * rows;
+        int64_t row1 = job->chosen != NULL     ? row0 + 1
+                       : row0 + rows < pass->n ? row0 + rows
+                                               : pass->n;
         if (ln_interrupted()) continue;
         run_block(job, panels, scratch + bytes.total * (size_t)omp_get_thread_num(), bytes, row0,
                   row1, stride);
@@ -225,21 +189,17 @@ ln_status REAL(similarity_topk)(ln_tensor *values, ln_tensor *columns, const ln_
     return rank_rows(&job, q, k, cosine);
 }
 
-ln_status REAL(similarity_tail)(ln_tensor *fits, const ln_tensor *q, const ln_tensor *k,
-                                bool cosine, int n_masks, const ln_mask *masks, int64_t points,
-                                int64_t burnt) {
-    row_job job = {.masks = masks, .n_masks = n_masks, .k = points, .fits = fits, .burnt = burnt};
-    double *logs = ln_scratch_new((size_t)(2 * points + 1) * sizeof *logs, "similarity");
-    if (logs == NULL) return LN_OUT_OF_MEMORY;
-    for (int64_t r = burnt; r < points; r++) {
-        logs[r - burnt] = log((double)(r + 1) / (double)(points + 1));
-        logs[points + r - burnt] = log(-logs[r - burnt]);
-    }
-    job.log_f = logs;
-    job.log_log_f = logs + points;
-    ln_status status = rank_rows(&job, q, k, cosine);
-    ln_scratch_release(logs);
-    return status;
+ln_status REAL(rows_tail)(ln_tensor *fits, const ln_tensor *q, const ln_tensor *k, bool cosine,
+                          int n_masks, const ln_mask *masks, const tail_lines *lines,
+                          const int64_t *chosen, int64_t n_chosen) {
+    row_job job = {.masks = masks,
+                   .n_masks = n_masks,
+                   .k = lines->points,
+                   .lines = lines,
+                   .fits = fits,
+                   .chosen = chosen,
+                   .n_chosen = n_chosen};
+    return rank_rows(&job, q, k, cosine);
 }
 
 /* ---- The pooled tail ---- */
@@ -248,7 +208,7 @@ ln_status REAL(similarity_tail)(ln_tensor *fits, const ln_tensor *q, const ln_te
 static void add_points(moments *m, const candidate *sorted, int64_t n, int64_t points,
                        int64_t burnt) {
     for (int64_t i = 0; i < n && m->rank < points; i++) {
-        double d = fmax(1 - (double)rank_value(sorted[i].key), LEAST_SHORTFALL);
+        double d = fmax(1 - (double)rank_value(sorted[i].key), TAIL_SHORTFALL);
         double log_f = log((double)++m->rank / (double)(points + 1));
         if (m->rank == 1) m->rho = d;
         if (m->rank <= burnt) continue;
@@ -271,7 +231,7 @@ static void fit_moments(double *out, const moments *m) {
     for (int line = 0; line < 2 && m->n >= 2; line++) {
         double sxy = m->sxy[line] - m->sx * m->sy[line] / n;
         double syy = m->syy[line] - m->sy[line] * m->sy[line] / n;
-        double slope = sxy / fmax(sxx, LEAST_SUM);
+        double slope = sxy / fmax(sxx, TAIL_SUM);
         out[1 + 2 * line] = slope;
         out[2 + 2 * line] = syy - slope * sxy;
     }

@@ -4,11 +4,12 @@
  * For tile S = Q K^T of unit rows: forward, each job turns S into sums over its anchors; backward,
  * the jobs' gradient weights W = dL/dS are summed, and dQ += W K, dK += W^T Q. */
 #include "tile.h"
+#include "append.h"
+#include "cpu/vector_math.h"
 #include "mask.h"
+#include "rank.h"
 
-#include <math.h>
 #include <string.h>
-#include <tgmath.h>
 
 /* The micro-kernel's tile: ROWS x COLUMNS accumulators fill the vector registers. */
 #if defined __AVX512F__
@@ -129,8 +130,9 @@ typedef struct {
     real *s, *w; /* tiles, TILE_COLUMNS apart */
     real *f;     /* a tile of link values, for running maxima along the columns */
     real *registers;
-    real *line, *line2; /* (TILE_COLUMNS) */
+    real *line, *line2, *line3; /* (TILE_COLUMNS) */
     bool w_started;
+    operand values[MACHINE_STEPS]; /* of the machine that runs */
 } worker;
 
 static int64_t width(const worker *w) {
@@ -144,13 +146,22 @@ static const real *tile_row(const real *tile, const worker *w, int64_t row) {
 /* An output as an array that may be written: the machine's own register, or `line` filled. */
 static real *writable(operand o, real *line, int64_t n) {
     if (o.array == NULL)
-        for (int64_t t = 0; t < n; t++) line[t] = o.number;
+        for (int64_t t = 0; t < n; t++) line[t] = o.offset;
     else memcpy(line, o.array, (size_t)n * sizeof *line);
     return line;
 }
 
-/* Runs a job's machine for one row and masks output i with `excluded`. Only a masked or constant
- * output is copied. */
+static void start(worker *w, const machine *m) {
+    REAL(machine_start)(m, w->values, w->r.column0);
+}
+
+static void run_row(worker *w, const machine *m, operand *results, real *first, int64_t row) {
+    REAL(machine_run)
+    (m, results, w->values, w->registers, first, tile_row(w->s, w, row), row, width(w));
+}
+
+/* An output of a job's machine of one row, with `excluded` where it is masked. Only a masked or
+ * constant output is copied. */
 static const real *masked(const worker *w, const tile_job *job, operand o, real *line,
                           real excluded, mask_class mask, bool flipped, int64_t row) {
     if (mask == MASK_FULL && o.array != NULL) return o.array;
@@ -198,10 +209,10 @@ static void add_line(double *sums, const real *line, int64_t n) {
 static void forward_rows(worker *w, tile_job *job, mask_class mask) {
     int64_t n = width(w);
     bool running = job->reduction->kind == LN_REDUCE_LSE && !job->fixed_shift;
+    start(w, &job->straight);
     for (int64_t row = w->r.row0; row < w->r.row1; row++) {
         operand o;
-        REAL(machine_run)
-        (&job->straight, &o, w->registers, tile_row(w->s, w, row), row, w->r.column0, n);
+        run_row(w, &job->straight, &o, NULL, row);
         const real *x = masked(w, job, o, w->line, running ? -INFINITY : 0, mask, false, row);
         if (running) {
             rescale(&job->sum[row], &job->shift[row], max_of(x, n));
@@ -214,15 +225,17 @@ static void forward_rows(worker *w, tile_job *job, mask_class mask) {
 
 /* Forward, anchors along the columns: sums of a tile gather in a line first. With a running maximum
  * the tile's link values are kept until its maxima are known. */
-static void forward_columns(worker *w, tile_job *job, const machine *m, mask_class mask) {
+static void forward_columns(worker *w, tile_job *job, bool flipped, mask_class mask) {
+    const machine *m = flipped ? &job->flipped : &job->straight;
     int64_t n = width(w);
     bool running = job->reduction->kind == LN_REDUCE_LSE && !job->fixed_shift;
     real *gathered = w->line2;
     for (int64_t t = 0; t < n; t++) gathered[t] = running ? -INFINITY : 0;
+    start(w, m);
     for (int64_t row = w->r.row0; row < w->r.row1; row++) {
         operand o;
-        REAL(machine_run)(m, &o, w->registers, tile_row(w->s, w, row), row, w->r.column0, n);
-        const real *x = masked(w, job, o, w->line, running ? -INFINITY : 0, mask, m->flipped, row);
+        run_row(w, m, &o, NULL, row);
+        const real *x = masked(w, job, o, w->line, running ? -INFINITY : 0, mask, flipped, row);
         if (!running) {
             for (int64_t t = 0; t < n; t++) gathered[t] += x[t];
             continue;
@@ -247,66 +260,130 @@ static void forward_columns(worker *w, tile_job *job, const machine *m, mask_cla
     add_line(sum, gathered, n);
 }
 
-/* Forward, both halves at once: the same values, unmasked. */
+/* Forward, both halves at once, unmasked. */
 static void forward_both(worker *w, tile_job *job) {
     int64_t n = width(w);
-    memset(w->line2, 0, (size_t)n * sizeof *w->line2);
+    real *gathered = w->line2;
+    memset(gathered, 0, (size_t)n * sizeof *gathered);
+    start(w, &job->both);
     for (int64_t row = w->r.row0; row < w->r.row1; row++) {
-        operand o;
-        REAL(machine_run)
-        (&job->both, &o, w->registers, tile_row(w->s, w, row), row, w->r.column0, n);
-        const real *x = masked(w, job, o, w->line, 0, MASK_FULL, false, row);
+        operand o[2];
+        run_row(w, &job->both, o, NULL, row);
+        const real *x = masked(w, job, o[0], w->line, 0, MASK_FULL, false, row);
+        const real *y = o[1].array == o[0].array ? x : o[1].array;
+        if (y == NULL) y = writable(o[1], w->line3, n);
         real sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t t = 0; t < n; t++) {
             sum += x[t];
-            w->line2[t] += x[t];
+            gathered[t] += y[t];
         }
         job->sum[row] += (double)sum;
     }
-    add_line(job->sum + w->r.column0, w->line2, n);
+    add_line(job->sum + w->r.column0, gathered, n);
 }
 
-/* Adds the gradients of a job's parameters for one row; results follow the outputs of `m`. */
-static void add_parameters(worker *w, tile_job *job, const machine *m, const operand *results,
+/* Adds the gradient of parameter p for one row. */
+static void add_parameter(worker *w, tile_job *job, int p, operand gradient, bool flipped,
+                          mask_class mask, int64_t row) {
+    const real *x = masked(w, job, gradient, w->line2, 0, mask, flipped, row);
+    double *sums = job->dparameters[p];
+    int along = flipped ? LN_PARAMETER_ROW : LN_PARAMETER_COLUMN;
+    if (job->reduction->parameters[p].kind == along) add_line(sums + w->r.column0, x, width(w));
+    else sums[row] += (double)sum_of(x, width(w));
+}
+
+/* What a machine's outputs after the first are: gradients of the wanted parameters, each of the
+ * tile's rows, of its columns, or of both in turn. */
+typedef enum { OF_ROWS, OF_COLUMNS, OF_BOTH } gradient_order;
+
+static void add_parameters(worker *w, tile_job *job, const operand *gradients, gradient_order order,
                            mask_class mask, int64_t row) {
-    int output = 1;
     for (int p = 0; p < job->reduction->n_parameters; p++) {
         if (job->reduction->parameters[p].slope < 0) continue;
-        const real *x = masked(w, job, results[output++], w->line2, 0, mask, m->flipped, row);
-        double *sums = job->dparameters[p];
-        int kind = job->reduction->parameters[p].kind;
-        bool along = kind == (m->flipped ? LN_PARAMETER_ROW : LN_PARAMETER_COLUMN);
-        if (along) add_line(sums + w->r.column0, x, width(w));
-        else sums[row] += (double)sum_of(x, width(w));
+        if (order != OF_COLUMNS) add_parameter(w, job, p, *gradients++, false, mask, row);
+        if (order != OF_ROWS) add_parameter(w, job, p, *gradients++, true, mask, row);
     }
 }
 
 /* Backward through one machine: its first output is a share of dL/dS. */
-static void backward_job(worker *w, tile_job *job, const machine *m, mask_class mask) {
+static void backward_job(worker *w, tile_job *job, const machine *m, gradient_order order,
+                         mask_class mask) {
     int64_t n = width(w);
-    operand results[LN_LINK_PARAMETERS + 1];
+    operand results[2 * (LN_LINK_PARAMETERS + 1)];
+    start(w, m);
     for (int64_t row = w->r.row0; row < w->r.row1; row++) {
-        REAL(machine_run)(m, results, w->registers, tile_row(w->s, w, row), row, w->r.column0, n);
-        const real *x = masked(w, job, results[0], w->line, 0, mask, m->flipped, row);
         real *to = w->w + (row - w->r.row0) * TILE_COLUMNS;
+        bool direct = !w->w_started && mask == MASK_FULL;
+        run_row(w, m, results, direct ? to : NULL, row);
+        const real *x = masked(w, job, results[0], w->line, 0, mask, order == OF_COLUMNS, row);
         if (w->w_started)
             for (int64_t t = 0; t < n; t++) to[t] += x[t];
-        else memcpy(to, x, (size_t)n * sizeof *to);
-        if (m->n_outputs > 1) add_parameters(w, job, m, results, mask, row);
+        else if (x != to) memcpy(to, x, (size_t)n * sizeof *to);
+        if (m->n_outputs > 1) add_parameters(w, job, results + 1, order, mask, row);
     }
     w->w_started = true;
 }
+
+/* ---- Keeping the largest ---- */
+
+/* Where the list might not hold all of x, what passes goes by way of a buffer. */
+static void keep(tile_keep *k, int64_t anchor, const real *x, int64_t n) {
+    real passed[SEGMENT + APPEND_SPARE], *list = k->kept + anchor * k->capacity;
+    int64_t have = k->count[anchor];
+    if (have + n + APPEND_SPARE <= k->capacity) {
+        k->count[anchor] += (int32_t)append(list + have, x, k->threshold[anchor], n);
+        return;
+    }
+    n = append(passed, x, k->threshold[anchor], n);
+    if (have + n > k->capacity)
+        have = REAL(rank_cut)(list, &k->threshold[anchor], have, k->k, k->capacity - SEGMENT);
+    memcpy(list + have, passed, (size_t)n * sizeof *list);
+    k->count[anchor] = (int32_t)(have + n);
+}
+
+static void keep_rows(worker *w, tile_job *job, mask_class mask) {
+    for (int64_t row = w->r.row0; row < w->r.row1; row++) {
+        operand o = {tile_row(w->s, w, row), 1, 0};
+        keep(job->keep, row, masked(w, job, o, w->line, -INFINITY, mask, false, row), width(w));
+    }
+}
+
+/* Through a few columns at a time as rows. */
+static void keep_columns(worker *w, tile_job *job, mask_class mask) {
+    enum { COLUMNS = 8 };
+    real turned[COLUMNS][TILE_ROWS];
+    int64_t n = width(w), rows = w->r.row1 - w->r.row0;
+    const real *tile = w->s;
+    if (mask == MASK_MIXED) {
+        for (int64_t i = 0; i < rows; i++) {
+            operand o = {w->s + i * TILE_COLUMNS, 1, 0};
+            masked(w, job, o, w->f + i * TILE_COLUMNS, -INFINITY, mask, true, w->r.row0 + i);
+        }
+        tile = w->f;
+    }
+    for (int64_t t = 0; t < n; t += COLUMNS) {
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t c = 0; c < COLUMNS; c++) turned[c][i] = tile[i * TILE_COLUMNS + t + c];
+        for (int64_t c = 0; c < COLUMNS && t + c < n; c++)
+            keep(job->keep, w->r.column0 + t + c, turned[c], rows);
+    }
+}
+
+/* ---- The tile ---- */
 
 static tile_range transposed(tile_range r) {
     return (tile_range){r.column0, r.column1, r.row0, r.row1};
 }
 
 static void run_orientation(worker *w, tile_job *job, bool flipped, mask_class mask) {
-    const machine *m = flipped ? &job->flipped : &job->straight;
     if (mask == MASK_EMPTY) return;
-    if (w->pass->backward) backward_job(w, job, m, mask);
-    else if (flipped || job->reduction->by_column) forward_columns(w, job, m, mask);
+    if (job->keep != NULL && flipped) keep_columns(w, job, mask);
+    else if (job->keep != NULL) keep_rows(w, job, mask);
+    else if (w->pass->backward)
+        backward_job(w, job, flipped ? &job->flipped : &job->straight,
+                     flipped ? OF_COLUMNS : OF_ROWS, mask);
+    else if (flipped || job->reduction->by_column) forward_columns(w, job, flipped, mask);
     else forward_rows(w, job, mask);
 }
 
@@ -323,8 +400,9 @@ static void classify_job(const tile_job *job, tile_mode mode, tile_range r, mask
 static void run_job(worker *w, tile_job *job, tile_mode mode) {
     mask_class straight, flipped;
     classify_job(job, mode, w->r, &straight, &flipped);
-    if (job->one_machine && straight == MASK_FULL && flipped == MASK_FULL) {
-        if (w->pass->backward) backward_job(w, job, &job->both, MASK_FULL);
+    if (job->both_at_once && straight == MASK_FULL && flipped == MASK_FULL) {
+        if (w->pass->backward)
+            backward_job(w, job, &job->both, job->one_link ? OF_ROWS : OF_BOTH, MASK_FULL);
         else forward_both(w, job);
         return;
     }
@@ -373,11 +451,15 @@ static void run_tile(worker *w, tile_mode mode, const block *q, const block *k, 
                          w->r.row1 - w->r.row0, padded);
 }
 
+/* About 24 blocks, more where they would leave the cache: whole vectors, and as many as let a round's
+ * meetings be shared out among two threads alike. */
 int64_t REAL(tile_block_rows)(int64_t rows, int64_t d) {
     int64_t most = (1 << 19) / ((int64_t)sizeof(real) * round_up(d, MICRO_COLUMNS));
-    int64_t wanted = rows / 32 < most ? rows / 32 : most;
-    wanted = round_up(wanted, TILE_ROWS);
-    return wanted < TILE_ROWS ? TILE_ROWS : wanted;
+    int64_t wanted = rows / 24 < most ? rows / 24 : most;
+    wanted = round_up(wanted > TILE_ROWS ? wanted : TILE_ROWS, MICRO_COLUMNS);
+    for (int64_t size = wanted; size < 3 * wanted / 2; size += MICRO_COLUMNS)
+        if ((rows + size - 1) / size % 4 <= 1) return size;
+    return wanted;
 }
 
 /* Heights cover whole micro-tiles of both kinds, and the last tile's overhang. */
@@ -394,7 +476,7 @@ size_t REAL(tile_scratch_bytes)(const tile_pass *pass, int64_t rows) {
         for (int c = 0; c < 3; c++)
             if (counts[c] > registers) registers = counts[c];
     }
-    int64_t lines = (3 * (TILE_ROWS + MICRO_ROWS) + registers + 2) * TILE_COLUMNS;
+    int64_t lines = (3 * (TILE_ROWS + MICRO_ROWS) + registers + 3) * TILE_COLUMNS;
     return (size_t)(8 * block_elements + lines) * sizeof(real);
 }
 
@@ -438,6 +520,7 @@ void REAL(tile_pair)(const tile_pass *pass, void *scratch, tile_mode mode, int64
     w.f = take(&next, (TILE_ROWS + MICRO_ROWS) * TILE_COLUMNS);
     w.line = take(&next, TILE_COLUMNS);
     w.line2 = take(&next, TILE_COLUMNS);
+    w.line3 = take(&next, TILE_COLUMNS);
     w.registers = next;
     pack_pair(pass, &q, &k, padded);
     for (int64_t j = column0; j < column1; j += TILE_COLUMNS)
@@ -479,8 +562,8 @@ int64_t REAL(tile_row_block)(const tile_pass *pass, int64_t *stride, int64_t *el
     return rows;
 }
 
-const real *REAL(tile_rows)(const tile_pass *pass, const real *panels, real *scratch,
-                            const ln_mask *masks, int n_masks, int64_t row0, int64_t row1) {
+real *REAL(tile_rows)(const tile_pass *pass, const real *panels, real *scratch,
+                      const ln_mask *masks, int n_masks, int64_t row0, int64_t row1) {
     int64_t padded = round_up(pass->d, MICRO_COLUMNS), stride = round_up(pass->m, MICRO_COLUMNS);
     int64_t rows = round_up(row1 - row0, MICRO_ROWS);
     block b = {.first = row0, .count = row1 - row0, .height = rows, .rows = scratch};

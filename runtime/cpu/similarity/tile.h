@@ -8,15 +8,25 @@
 #define LN_CPU_TILE_H
 #include "machine.h"
 
+/* Keeps every anchor's entries that are not below its threshold, to find its k largest: a list that
+ * is full is cut to its k largest, and the threshold rises to the last of them. */
+typedef struct {
+    int64_t k, capacity; /* capacity: k + SEGMENT at least */
+    real *threshold;     /* (anchors) */
+    real *kept;          /* (anchors, capacity) */
+    int32_t *count;      /* (anchors) */
+} tile_keep;
 /* One reduction. Accumulators have an element for each anchor. */
 typedef struct {
     const ln_reduction *reduction;
-    bool fixed_shift;          /* LSE: shift holds a bound; else the running maximum */
-    bool one_machine;          /* symmetric: both halves of a tile take the same values */
+    tile_keep *keep;  /* NULL, or what the job does instead of reducing; it reads the masks only */
+    bool fixed_shift; /* LSE: shift holds a bound; else the running maximum */
+    bool one_link;    /* both halves of a symmetric tile take the same values */
     machine straight, flipped; /* anchors are the rows, the columns */
-    machine both;              /* one_machine: serves both */
-    real *shift;               /* (anchors) */
-    double *sum;               /* (anchors) */
+    bool both_at_once;
+    machine both;                            /* both_at_once: serves the two of an unmasked tile */
+    real *shift;                             /* (anchors) */
+    double *sum;                             /* (anchors) */
     double *dparameters[LN_LINK_PARAMETERS]; /* (N), or (M) for column parameters; NULL unwanted */
 } tile_job;
 
@@ -50,7 +60,7 @@ void REAL(tile_pack_panel)(const tile_pass *pass, real *panels, int64_t panel);
 /* How many rows one thread computes at a time, how far apart, and the elements of its scratch. */
 int64_t REAL(tile_row_block)(const tile_pass *pass, int64_t *stride, int64_t *elements);
 /* The similarities of rows row0..row1 with all columns, -inf where masked, in scratch. */
-const real *REAL(tile_rows)(const tile_pass *pass, const real *panels, real *scratch,
-                            const ln_mask *masks, int n_masks, int64_t row0, int64_t row1);
+real *REAL(tile_rows)(const tile_pass *pass, const real *panels, real *scratch,
+                      const ln_mask *masks, int n_masks, int64_t row0, int64_t row1);
 
 #endif

@@ -1,0 +1,52 @@
+/* Appending the elements of an array that are not below a threshold, without a branch, because
+ * which pass cannot be foreseen. Internal to cpu/. */
+#ifndef LN_CPU_APPEND_H
+#define LN_CPU_APPEND_H
+#include "machine.h"
+
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+enum { APPEND_SPARE = 8 }; /* elements behind the last appended that may be written */
+
+/* A NaN passes. Returns how many did. */
+static inline int64_t append_each(real *list, const real *x, real threshold, int64_t n) {
+    int64_t have = 0;
+    for (int64_t t = 0; t < n; t++) {
+        list[have] = x[t];
+        have += !(x[t] < threshold);
+    }
+    return have;
+}
+
+#ifdef __AVX2__
+/* Floats, eight at a time: those that pass move together and are stored. */
+static inline int64_t append_eights(void *list, const void *x, float threshold, int64_t n) {
+    const __m256i shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    const __m256 bound = _mm256_set1_ps(threshold);
+    int64_t have = 0;
+    for (int64_t t = 0; t < n; t += 8) {
+        __m256 value = _mm256_loadu_ps((const float *)x + t);
+        unsigned passed = (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(value, bound, _CMP_NLT_UQ));
+        unsigned lanes = _pext_u32(0x76543210, _pdep_u32(passed, 0x11111111) * 15);
+        __m256i order = _mm256_srlv_epi32(_mm256_set1_epi32((int)lanes), shifts);
+        _mm256_storeu_ps((float *)list + have, _mm256_permutevar8x32_ps(value, order));
+        have += __builtin_popcount(passed);
+    }
+    return have;
+}
+#endif
+
+static inline int64_t append(real *list, const real *x, real threshold, int64_t n) {
+    int64_t have = 0, done = 0;
+#ifdef __AVX2__
+    if (sizeof(real) == sizeof(float)) {
+        done = n / 8 * 8;
+        have = append_eights(list, x, (float)threshold, done);
+    }
+#endif
+    return have + append_each(list + have, x + done, threshold, n - done);
+}
+
+#endif

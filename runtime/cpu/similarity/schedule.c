@@ -1,0 +1,81 @@
+/* Runs a pass: pairs of row blocks over the team. Computes nothing itself. Compiled once for each
+ * element type and instruction set.
+ *
+ * Pairs run in rounds in which no two share rows or columns (a tournament for one set of rows, a
+ * Latin square for two). Invariant: a block's pairs run in the order of the rounds, so the results
+ * do not depend on the size of the team. */
+#include "schedule.h"
+
+#include <omp.h>
+
+typedef struct {
+    const tile_pass *pass;
+    int64_t block_rows, row_blocks, column_blocks;
+    char *scratch; /* scratch_bytes for each thread */
+    size_t scratch_bytes;
+    bool square; /* one set of rows: pairs are unordered */
+} schedule;
+
+static void run_blocks(const schedule *s, char *scratch, tile_mode mode, int64_t i, int64_t j) {
+    int64_t size = s->block_rows, n = s->pass->n, m = s->pass->m;
+    REAL(tile_pair)
+    (s->pass, scratch, mode, i * size, (i + 1) * size < n ? (i + 1) * size : n, j * size,
+     (j + 1) * size < m ? (j + 1) * size : m);
+}
+
+/* The blocks that meet as number `at` of a round. Square: the circle method, where the last of an
+ * even number of players stays; round -1 is each block with itself. */
+static void meeting(const schedule *s, int64_t round, int64_t at, int64_t *i, int64_t *j) {
+    if (!s->square) {
+        int64_t size = s->row_blocks > s->column_blocks ? s->row_blocks : s->column_blocks;
+        *i = at;
+        *j = (at + round) % size;
+        return;
+    }
+    int64_t others = s->row_blocks - 1 + s->row_blocks % 2;
+    *i = round < 0 ? at : at == 0 ? others : (round + at) % others;
+    *j = round < 0 ? at : (round - at + others) % others;
+}
+
+static void run_meeting(const schedule *s, int64_t round, int64_t at) {
+    int64_t i, j;
+    meeting(s, round, at, &i, &j);
+    if (i >= s->row_blocks || j >= s->column_blocks) return;
+    char *scratch = s->scratch + (size_t)omp_get_thread_num() * s->scratch_bytes;
+    if (s->pass->symmetric && i != j) {
+        run_blocks(s, scratch, TILE_MIRRORED, i, j);
+        return;
+    }
+    run_blocks(s, scratch, TILE_PLAIN, i, j);
+    if (s->square && i != j) run_blocks(s, scratch, TILE_PLAIN, j, i);
+}
+
+static ln_status run_rounds(const schedule *s, int team) {
+    int64_t blocks = s->row_blocks > s->column_blocks ? s->row_blocks : s->column_blocks;
+    int64_t players = s->row_blocks + s->row_blocks % 2;
+    int64_t last = s->square ? players - 1 : blocks;
+    for (int64_t round = s->square ? -1 : 0; round < last; round++) {
+        int64_t meetings = !s->square || round < 0 ? blocks : players / 2;
+        if (ln_interrupted()) return ln_fail(LN_INTERRUPTED, "similarity: interrupted");
+#pragma omp parallel for schedule(dynamic) num_threads(team)
+        for (int64_t at = 0; at < meetings; at++) run_meeting(s, round, at);
+    }
+    return LN_OK;
+}
+
+ln_status REAL(schedule_run)(const tile_pass *pass, bool square) {
+    int64_t larger = pass->n > pass->m ? pass->n : pass->m;
+    if (pass->n == 0 || pass->m == 0) return LN_OK;
+    schedule s = {.pass = pass, .square = square};
+    s.block_rows = REAL(tile_block_rows)(larger, pass->d);
+    s.row_blocks = (pass->n + s.block_rows - 1) / s.block_rows;
+    s.column_blocks = (pass->m + s.block_rows - 1) / s.block_rows;
+    s.scratch_bytes = REAL(tile_scratch_bytes)(pass, s.block_rows);
+    s.scratch_bytes = (s.scratch_bytes + 4095) / 4096 * 4096;
+    int team = ln_team(pass->n * pass->m);
+    s.scratch = ln_scratch_new(s.scratch_bytes * (size_t)team, "similarity");
+    if (s.scratch == NULL) return LN_OUT_OF_MEMORY;
+    ln_status status = run_rounds(&s, team);
+    ln_scratch_release(s.scratch);
+    return status;
+}
