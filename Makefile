@@ -1,8 +1,8 @@
 # Builds liblunce.so and the program into $(BUILD) and leaves ./lunce; runs everything that has to
 # be run. Holds no list of sources (they are found) and no shell longer than a few lines (.ci/ has
 # those). Invariant: an object is newer than every header and .def file it includes, and than this
-# file. `make help` lists the targets; CC, OPT, CFLAGS, LDFLAGS, BUILD, PREFIX, DESTDIR and LUAJIT
-# (the prefix of another LuaJIT) may be set.
+# file. `make help` lists the targets; CC, OPT, CFLAGS, LDFLAGS, BUILD, PREFIX, DESTDIR, LUAJIT (the
+# prefix of another LuaJIT), NVCC (empty: build without CUDA), CUDA_ARCH and CXX may be set.
 VERSION := 0.1.0
 ifeq ($(origin CC),default)
 CC := gcc
@@ -39,7 +39,13 @@ LIBRARY_OBJS := $(CORE:%.c=$(BUILD)/%.o) $(BUILD)/runtime/cpu/cpu.o \
     $(foreach type,float double,$(TYPED:%.c=$(BUILD)/%.$(type).$(isa).o)))
 PROGRAM_OBJS := $(PROGRAM:%.c=$(BUILD)/%.o)
 
-all: library program ## build the library and the program, and leave ./lunce
+# The CUDA backend, where there is nvcc: machine code for these architectures, and PTX of the last.
+NVCC ?= $(shell command -v nvcc)
+CUDA_ARCH ?= 80 90
+CUDA_LIBRARY := $(if $(NVCC),$(BUILD)/liblunce_cuda.so)
+CUDA_OBJS := $(patsubst %.cu,$(BUILD)/%.o,$(wildcard runtime/cuda/*.cu))
+
+all: library program $(CUDA_LIBRARY) ## build the library and the program, and leave ./lunce
 library: $(BUILD)/liblunce.so
 program: $(BUILD)/lunce lunce
 
@@ -50,7 +56,7 @@ RPATH := -Wl,--disable-new-dtags,-rpath,
 # closes does not pull the code from under OpenMP's threads, and oneDNN's memory stays reachable.
 $(BUILD)/liblunce.so: $(LIBRARY_OBJS)
 	$(CC) -shared -fopenmp $(CFLAGS) $(LDFLAGS) -Wl,-z,defs,-z,nodelete $(RPATH)'$$ORIGIN' \
-	  -o $@ $^ -ldnnl -lz -lm -lpthread
+	  -Wl,-soname,liblunce.so -o $@ $^ -ldnnl -lz -lm -ldl -lpthread
 
 $(BUILD)/lunce: $(PROGRAM_OBJS)
 	$(CC) $(CFLAGS) $(LDFLAGS) $(RPATH)'$$ORIGIN/lib' -o $@ $^ $(LUAJIT_LIBS) -ledit -lpthread
@@ -78,16 +84,64 @@ $(BUILD)/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
 
--include $(LIBRARY_OBJS:.o=.d) $(PROGRAM_OBJS:.o=.d)
+# It needs no C++ library: what kernels' stubs set up once may be set up twice. random.cu must not
+# fuse multiply and add: its bits are to be the CPU's.
+CUDA_HOME = $(patsubst %/bin/nvcc,%,$(shell command -v $(NVCC)))
+comma := ,
+WARN_CUDA = $(subst $() $(),$(comma),$(filter-out -Wmissing-prototypes,$(WARN)))
+NVCCFLAGS_ALL = -std=c++17 -O3 -lineinfo -Werror all-warnings -Iruntime \
+  -Xcompiler -fPIC,-fvisibility=hidden,-fno-exceptions,-fno-threadsafe-statics,$(WARN_CUDA) \
+  $(foreach a,$(CUDA_ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) \
+  -gencode=arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH)) $(NVCCFLAGS)
+$(BUILD)/runtime/cuda/random.o: NVCCFLAGS_ALL += -fmad=false
+
+$(BUILD)/%.o: %.cu Makefile
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS_ALL) -MMD -MP -c -o $@ $<
+
+$(BUILD)/liblunce_cuda.so: $(CUDA_OBJS) $(BUILD)/liblunce.so
+	$(CC) -shared $(LDFLAGS) -Wl,-z,defs,-z,nodelete,--exclude-libs,ALL \
+	  $(RPATH)'$$ORIGIN':$(CUDA_HOME)/lib64 -o $@ $(CUDA_OBJS) -L$(BUILD) -llunce \
+	  -L$(CUDA_HOME)/lib64 -lcudart_static -lcublasLt -lm -ldl -lrt -lpthread
+
+# The same sources for the host: kernels as fibres, products by the CPU backend; see
+# tests/cuda-host/. Its tests need no GPU.
+CXX ?= g++
+HOST_OBJS := $(patsubst %.cu,$(BUILD)/tests/%.o,\
+  $(filter-out runtime/cuda/products.cu,$(wildcard runtime/cuda/*.cu))) \
+  $(patsubst tests/cuda-host/%.cc,$(BUILD)/tests/cuda-host/%.o,\
+  $(filter-out %/check.cc,$(wildcard tests/cuda-host/*.cc)))
+CXXFLAGS_HOST = -std=c++17 -O2 -g -fPIC -fvisibility=hidden -ffp-contract=off \
+  -DLN_MOST_BLOCKS=3 -DLN_SCRATCH_BYTES=40000 \
+  $(filter-out -Wmissing-prototypes,$(WARN)) -Itests/cuda-host -Iruntime -Iruntime/cuda
+
+$(BUILD)/tests/%.o: %.cu Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS_HOST) -MMD -MP -x c++ -c -o $@ $<
+
+$(BUILD)/tests/cuda-host/%.o: tests/cuda-host/%.cc Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS_HOST) -MMD -MP -c -o $@ $<
+
+$(BUILD)/tests/liblunce_cuda.so: $(HOST_OBJS) $(BUILD)/liblunce.so
+	$(CXX) -shared $(LDFLAGS) -Wl,-z,defs,-z,nodelete $(RPATH)'$$ORIGIN/..' -o $@ $(HOST_OBJS) \
+	  -L$(BUILD) -llunce -lpthread
+
+$(BUILD)/tests/cuda-host-check: $(patsubst %,$(BUILD)/tests/cuda-host/%.o,check threads memory)
+	$(CXX) $(LDFLAGS) -o $@ $^ -lpthread
+
+cuda-host: $(BUILD)/tests/liblunce_cuda.so $(BUILD)/tests/cuda-host-check
+
+-include $(LIBRARY_OBJS:.o=.d) $(PROGRAM_OBJS:.o=.d) $(CUDA_OBJS:.o=.d) $(HOST_OBJS:.o=.d)
 
 # The set-up may bring what the variables above ask for, so make starts anew after it.
 demo: deps ## set up, build, then train on the shipped digits (about a minute)
 	@$(MAKE) --no-print-directory all
 	./lunce scripts/demo.lua
 
-test: deps ## set up, build, then run every test
-	@$(MAKE) --no-print-directory all
-	./lunce tests/run.lua
+test: deps ## set up, build, then run every test (DEVICE=cuda: those of operators, on a GPU)
+	@$(MAKE) --no-print-directory all cuda-host
+	DEVICE=$(DEVICE) ./lunce tests/run.lua
 
 deps: ## install the Debian packages that are missing
 	@.ci/deps
@@ -97,7 +151,7 @@ check: ## check the format, the lint and the rules of the source
 
 format: ## lay out the C files
 	clang-format -i $(filter-out runtime/ln.h,$(wildcard $(addsuffix .[ch],runtime/* runtime/*/* \
-	  runtime/*/*/*)))
+	  runtime/*/*/*) runtime/cuda/*.cu tests/cuda-host/*.h tests/cuda-host/*.cc))
 
 # Sanitizers: the library and the program are built once more, and what runs under them names both.
 sanitized = $(MAKE) --no-print-directory BUILD=build/$(1) OPT='-O1 -g -fno-omit-frame-pointer' \
@@ -133,7 +187,8 @@ stress: all ## run the memory campaigns in full, and under valgrind
 
 install: all ## install into PREFIX (and DESTDIR)
 	install -D $(BUILD)/lunce $(DESTDIR)$(PREFIX)/bin/lunce
-	install -Dm 644 $(BUILD)/liblunce.so $(DESTDIR)$(PREFIX)/lib/liblunce.so
+	for library in $(BUILD)/liblunce.so $(CUDA_LIBRARY); do \
+	  install -Dm 644 $$library $(DESTDIR)$(PREFIX)/lib/$${library##*/}; done
 	install -Dm 644 runtime/ln.h $(DESTDIR)$(PREFIX)/share/lunce/ln.h
 	cp -R lualib scripts $(DESTDIR)$(PREFIX)/share/lunce/
 
@@ -146,5 +201,5 @@ clean: ## remove what was built
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
-.PHONY: all library program demo test deps check format asan-build asan fuzz tsan bench stress \
-  install dist clean help
+.PHONY: all library program cuda-host demo test deps check format asan-build asan fuzz tsan bench \
+  stress install dist clean help

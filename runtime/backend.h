@@ -4,9 +4,20 @@
  * tensors. */
 #ifndef LN_BACKEND_H
 #define LN_BACKEND_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus /* CUDA sources carry storages about and leave their counts alone */
+typedef int atomic_int;
+typedef unsigned atomic_uint;
+extern "C" {
+#else
 #include <stdatomic.h>
+#endif
 
 #include "ln.h"
+#pragma GCC visibility push(default) /* for backends in shared objects of their own */
 
 /* ---- Errors (error.c) ---- */
 
@@ -17,7 +28,8 @@ ln_status ln_fail(ln_status status, const char *format, ...) __attribute__((form
 /* "(2,3) float32" in a buffer of the thread's own; up to four texts live at once. */
 const char *ln_text(const ln_tensor *t);
 const char *ln_text_shape(int ndim, const int64_t *shape);
-const char *ln_text_dtype(int dtype); /* "float32" */
+const char *ln_text_dtype(int dtype);   /* "float32" */
+const char *ln_text_device(int device); /* "cpu", "cuda:0"; one lives at once */
 
 /* For functions that end at `fail:` with a variable `status`. */
 #define LN_TRY(call)                                                                               \
@@ -43,14 +55,19 @@ struct ln_storage {
     atomic_uint version;
     int device;
     size_t bytes; /* of the whole block: what the device's live bytes count */
-    void *data;   /* 64-byte aligned */
+    void *data;   /* 64-byte aligned; after the storage, or what a driver gave */
+    bool pinned;  /* on the CPU, but from CUDA's driver */
     ln_tensor whole;
 };
 
 /* ---- Storages (memory.c) ---- */
 
+/* Counts a CUDA device from now on. Called once for each, before its number is given out. */
+void ln_memory_open(int device, int64_t total_bytes, int64_t available_bytes);
+
 /* `what` names the operator in the message. */
 ln_status ln_storage_new(ln_storage **out, int device, size_t bytes, const char *what);
+ln_status ln_storage_new_pinned(ln_storage **out, size_t bytes, const char *what);
 void ln_storage_retain(ln_storage *s);
 void ln_storage_release(ln_storage *s); /* NULL allowed */
 
@@ -88,13 +105,17 @@ ln_tensor ln_broadcast(const ln_tensor *t, int ndim, const int64_t *shape);
 bool ln_broadcast_shape(int *ndim, int64_t *shape, const ln_tensor *a, const ln_tensor *b);
 void ln_wrote(ln_tensor *t); /* bumps the version: every in-place writer calls it */
 
+/* The element of t, wherever that lies, at place i in row-major order; its positions from 1. */
+ln_status ln_tensor_element(double *value, int64_t *positions, const ln_tensor *t, int64_t i);
+
 int64_t ln_tensor_handles(void); /* tensors not yet released */
+
+/* ---- Single elements (element.c) ---- */
 
 /* Host doubles to and from one element of any dtype. */
 double ln_element_get(int dtype, const void *p);
 void ln_element_set(int dtype, void *p, double v);
-
-/* ---- Half precision (tensor.c) ---- */
+double ln_element_below(int dtype, double b); /* the largest of a floating dtype below b */
 
 float ln_bfloat16_to_float(uint16_t x);
 uint16_t ln_float_to_bfloat16(float x); /* nearest even */
@@ -109,11 +130,50 @@ typedef struct {
 #undef OP
 } ln_backend;
 
+const ln_backend *ln_cpu_backend(void);
+
+/* What the shared object of the CUDA backend gives device.c. Devices have their numbers in ln.h.
+ * Where a function fails it sets the thread's message. */
+enum { LN_DRIVER_VERSION = 1, LN_MOST_DEVICES = 65 }; /* the CPU among them */
+typedef struct {
+    int version; /* LN_DRIVER_VERSION, as it was built */
+    int devices; /* 1 or more */
+    const ln_backend *backend;
+    /* Memory that the calling thread's later work may use; released, it serves later work again.
+     * LN_OUT_OF_MEMORY, without a message, where there is none even after flushing. */
+    ln_status (*acquire)(void **out, int device, size_t bytes);
+    void (*release)(void *p, int device);
+    /* Pinned memory of the host, likewise. */
+    ln_status (*pin)(void **out, size_t bytes);
+    void (*unpin)(void *p, size_t bytes);
+    /* Copies bytes from or to a CUDA device, after what the thread asked before. When it returns,
+     * memory of the host has been read or written. */
+    ln_status (*transfer)(void *dst, int dst_device, const void *src, int src_device, size_t bytes);
+    ln_status (*synchronize)(int device);
+    ln_status (*flush)(int device); /* gives cached memory back */
+    ln_status (*memory)(int64_t *total, int64_t *available, int64_t *cached, int device);
+    ln_status (*name)(const char **out, int device); /* in a buffer of the thread's own */
+    bool (*lost)(void);
+} ln_driver;
+/* The function that the shared object exports. */
+ln_status ln_driver_open(const ln_driver **out);
+
+/* ---- Devices (device.c) ---- */
+
 /* The table for a device (never NULL for the device of a live tensor). */
 const ln_backend *ln_backend_of(int device);
-ln_status ln_device_check(int device, const char *what); /* exists and is built in */
+const ln_driver *ln_driver_of(int device); /* of a CUDA device that was checked */
+ln_status ln_driver_load(const ln_driver **out, const char *what); /* of any; fails where none is */
+/* Exists; a CUDA device is made ready. */
+ln_status ln_device_check(int device, const char *what);
+/* Copies n bytes between contiguous blocks on any two devices. */
+ln_status ln_transfer(void *dst, int dst_device, const void *src, int src_device, size_t n);
 
 /* Team size for a kernel that does `work` elementary steps: 1 when too little to share. */
 int ln_team(int64_t work);
 
+#pragma GCC visibility pop
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -60,6 +60,13 @@ const char *ln_text_shape(int ndim, const int64_t *shape) {
     return text;
 }
 
+const char *ln_text_device(int device) {
+    static _Thread_local char name[24];
+    if (device == LN_CPU) return "cpu";
+    snprintf(name, sizeof name, "cuda:%d", device - LN_CUDA);
+    return name;
+}
+
 const char *ln_text(const ln_tensor *t) {
     size_t size;
     char *text = text_buffer(&size);

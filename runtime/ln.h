@@ -32,7 +32,8 @@ typedef enum {
     LN_IO = 5,          /* reading or writing failed */
     LN_BAD_DATA = 6,    /* a file's content breaks its format */
     LN_NO_DEVICE = 7,   /* the device does not exist or was not built in */
-    LN_INTERNAL = 8     /* a library under us failed */
+    LN_INTERNAL = 8,    /* a library under us failed */
+    LN_DEVICE_LOST = 9  /* a CUDA device failed for good: this process can only end */
 } ln_status;
 
 /* ORDER DTYPE: names, sizes and classes in tensor.c follow it. */
@@ -68,27 +69,46 @@ void ln_interrupt(void);
 void ln_interrupt_clear(void);
 bool ln_interrupted(void);
 
+/* ---- Devices -------------------------------------------------------------------------------- */
+
+/* The number of CUDA devices, 1 or more; loads their backend first. Fails with LN_NO_DEVICE, and
+ * says why, where there is none: no driver, no device, or built without CUDA. */
+ln_status ln_cuda_devices(int *out);
+/* Devices with numbers below this are ready for use: 1 until a CUDA device has been asked for. */
+int ln_devices(void);
+/* The model of a CUDA device, "NVIDIA H200"; valid until the thread's next call. */
+ln_status ln_cuda_name(const char **out, int device);
+/* Whether float32 products on CUDA devices may round their operands to TF32, which has 10 bits of
+ * fraction and several times the rate. Initially not. */
+bool ln_cuda_tf32(void);
+void ln_cuda_tf32_set(bool allowed);
+/* Waits until the device has done all that the calling thread asked of it. */
+ln_status ln_synchronize(int device);
+/* Whether a CUDA device has failed for good: a program that ends for it says so by its status. */
+bool ln_device_lost(void);
+
 /* ---- Memory --------------------------------------------------------------------------------- */
 
 typedef struct {
-    int64_t live_bytes;   /* held by tensors, in blocks of 64 bytes and more */
+    int64_t live_bytes;   /* held by tensors, in blocks of 64 bytes and more, on CUDA of 512 */
     int64_t peak_bytes;   /* the most live_bytes has been since ln_memory_reset_peak */
     int64_t cached_bytes; /* released and kept for reuse; never raises the footprint above the most
                              that tensors and kernels have needed at once */
     int64_t soft_bytes;   /* growth of live_bytes between two collections that raises pressure */
     int64_t hard_bytes;   /* live_bytes never exceeds it */
-    int64_t tensors;      /* handles not yet released */
+    int64_t tensors;      /* handles not yet released, on all devices */
     int64_t storages;     /* blocks they share */
     int64_t allocations;  /* storages made since the start */
 } ln_memory;
 
 ln_status ln_memory_info(ln_memory *out, int device);
 void ln_memory_reset_peak(int device);
-/* Sets soft_bytes and hard_bytes; 0 leaves one as it is. Initially 256 MiB, and 80 % of the
- * memory that was available at start-up. */
+/* Sets soft_bytes and hard_bytes; 0 leaves one as it is. Initially 256 MiB, or 1/64 of a CUDA
+ * device's memory where that is more; and 80 % of the memory that was available at start-up, or
+ * 95 % of what a CUDA device had when it was first used. */
 ln_status ln_memory_limit(int device, int64_t soft_bytes, int64_t hard_bytes);
-/* True when live bytes have grown by soft_bytes since ln_memory_collected was last called: time
- * for the host language to run its collector and then call ln_memory_collected. */
+/* True when a device's live bytes have grown by its soft_bytes since ln_memory_collected was last
+ * called: time for the host language to run its collector and then call ln_memory_collected. */
 bool ln_memory_pressure(void);
 void ln_memory_collected(void);
 /* Gives cached blocks back to the system. */
@@ -141,6 +161,10 @@ ln_status ln_copy(ln_tensor *dst, const ln_tensor *src);
 ln_status ln_cast(ln_tensor **out, const ln_tensor *x, int dtype);
 ln_status ln_contiguous(ln_tensor **out, const ln_tensor *x); /* always a copy, row-major */
 ln_status ln_to_device(ln_tensor **out, const ln_tensor *x, int device);
+/* A row-major copy on the CPU, in memory that the system never moves: CUDA devices copy from and to
+ * it at full speed. Takes a CUDA device to be there. */
+ln_status ln_pin(ln_tensor **out, const ln_tensor *x);
+bool ln_is_pinned(const ln_tensor *x); /* false for NULL */
 ln_status ln_fill(ln_tensor *dst, double value);
 /* dst[i] = start + i * step for the 1-D dst. */
 ln_status ln_arange(ln_tensor *dst, double start, double step);

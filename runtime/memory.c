@@ -1,8 +1,9 @@
-/* Storages: reference-counted, aligned blocks, counted by device against a soft and a hard limit,
- * with a cache of released blocks; and the scratch memory of kernels, from the same cache. Ignorant
- * of Lua. Invariants: live_bytes is the sum of the blocks of all storages and never exceeds
- * hard_bytes; use + cached never exceeds the most that use has been, so that caching never raises
- * the footprint above what the program itself has needed. */
+/* Storages: reference-counted, aligned blocks, counted by device against a soft and a hard limit.
+ * Those of the CPU come from a cache of released blocks, as does the scratch memory of kernels;
+ * CUDA's driver has a cache of its own. Ignorant of Lua. Invariants: a device's live_bytes is the
+ * sum of the blocks of its storages and never exceeds hard_bytes; on the CPU use + cached never
+ * exceeds the most that use has been, so that caching never raises the footprint above what the
+ * program itself has needed. */
 #include "backend.h"
 
 #include <pthread.h>
@@ -14,7 +15,8 @@
 enum {
     ALIGNMENT = 64,
     HEADER = 256, /* room for a storage, or a scratch block's size, before the data */
-    STEPS = 8,    /* sizes round up to 1/8 of a power of two: at most 12.5 % is lost */
+    DEVICE_ALIGNMENT = 512,
+    STEPS = 8, /* sizes round up to 1/8 of a power of two: at most 12.5 % is lost */
     BINS = 63 * STEPS,
     HUGE_PAGE = 2 << 20
 };
@@ -24,21 +26,37 @@ typedef struct block {
     struct block *next;
 } block;
 
+enum { SOFT_BYTES = 256 << 20 };
+
 static struct {
     pthread_mutex_t lock;
     block *bins[BINS];
-    ln_memory count;
-    int64_t use, use_peak;  /* live bytes and the scratch that kernels hold, and their maximum */
+    int64_t cached;
+    int64_t use, use_peak; /* live bytes and the scratch that kernels hold, and their maximum */
+} host = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+/* Of each device, under host.lock too. */
+static struct {
+    ln_memory count;        /* without what others know: cached_bytes, tensors */
     int64_t collected_live; /* live_bytes when the host language last collected */
-    int64_t fail_after;
-} host = {.lock = PTHREAD_MUTEX_INITIALIZER, .count = {.soft_bytes = 256 << 20}};
+} accounts[LN_MOST_DEVICES] = {{.count = {.soft_bytes = SOFT_BYTES}}};
+
+static int64_t fail_after;
 
 /* Read without the lock by ln_memory_pressure. */
 static atomic_bool pressure;
 
 __attribute__((constructor)) static void set_hard_limit(void) {
     int64_t pages = sysconf(_SC_AVPHYS_PAGES), size = sysconf(_SC_PAGESIZE);
-    host.count.hard_bytes = pages > 0 && size > 0 ? pages / 10 * 8 * size : INT64_MAX;
+    accounts[LN_CPU].count.hard_bytes = pages > 0 && size > 0 ? pages / 10 * 8 * size : INT64_MAX;
+}
+
+void ln_memory_open(int device, int64_t total_bytes, int64_t available_bytes) {
+    pthread_mutex_lock(&host.lock);
+    ln_memory *count = &accounts[device].count;
+    count->soft_bytes = total_bytes / 64 > SOFT_BYTES ? total_bytes / 64 : SOFT_BYTES;
+    count->hard_bytes = available_bytes / 20 * 19;
+    pthread_mutex_unlock(&host.lock);
 }
 
 /* The bin of a size, and that bin's block size. */
@@ -63,11 +81,11 @@ static void *system_new(size_t bytes) {
 
 /* Frees cached blocks, large ones first, until at most `keep` bytes of them are left. */
 static void flush_locked(int64_t keep) {
-    for (int i = BINS - 1; i >= 0 && host.count.cached_bytes > keep; i--)
-        while (host.bins[i] != NULL && host.count.cached_bytes > keep) {
+    for (int i = BINS - 1; i >= 0 && host.cached > keep; i--)
+        while (host.bins[i] != NULL && host.cached > keep) {
             block *b = host.bins[i];
             host.bins[i] = b->next;
-            host.count.cached_bytes -= (int64_t)size_of_bin(i);
+            host.cached -= (int64_t)size_of_bin(i);
             free(b);
         }
 }
@@ -84,7 +102,7 @@ static void *block_new(size_t bytes, size_t *block_bytes) {
     void *p = host.bins[bin];
     if (p != NULL) {
         host.bins[bin] = host.bins[bin]->next;
-        host.count.cached_bytes -= size;
+        host.cached -= size;
     } else {
         int64_t room = host.use_peak - host.use - size;
         flush_locked(room > 0 ? room : 0);
@@ -104,57 +122,108 @@ static void block_release(void *p, size_t block_bytes) {
     size_t same;
     int bin = bin_of(block_bytes, &same);
     host.use -= (int64_t)block_bytes;
-    if (host.use + host.count.cached_bytes + (int64_t)block_bytes > host.use_peak) {
+    if (host.use + host.cached + (int64_t)block_bytes > host.use_peak) {
         free(p);
         return;
     }
     block *b = p;
     b->next = host.bins[bin];
     host.bins[bin] = b;
-    host.count.cached_bytes += (int64_t)block_bytes;
+    host.cached += (int64_t)block_bytes;
 }
 
-static ln_status refuse(size_t bytes, const char *what) {
-    return ln_fail(LN_OUT_OF_MEMORY,
-                   "%s: out of memory: %zu bytes on the cpu, where %lld are live and the limit is "
-                   "%lld",
-                   what, bytes, (long long)host.count.live_bytes, (long long)host.count.hard_bytes);
+static ln_status refuse(size_t bytes, int device, const char *what) {
+    const ln_memory *count = &accounts[device].count;
+    return ln_fail(
+        LN_OUT_OF_MEMORY,
+        "%s: out of memory: %zu bytes on %s%s, where %lld are live and the limit is %lld", what,
+        bytes, device == LN_CPU ? "the " : "", ln_text_device(device), (long long)count->live_bytes,
+        (long long)count->hard_bytes);
 }
 
-static void count_new(int64_t bytes) {
-    ln_memory *m = &host.count;
+/* Whether so many more bytes may be live on the device. */
+static bool admits(int device, size_t block_bytes) {
+    const ln_memory *count = &accounts[device].count;
+    int64_t room = count->hard_bytes - count->live_bytes;
+    return room > 0 && block_bytes <= (size_t)room;
+}
+
+static void count_new(int device, int64_t bytes) {
+    ln_memory *m = &accounts[device].count;
     m->live_bytes += bytes;
     m->storages++;
     m->allocations++;
     if (m->live_bytes > m->peak_bytes) m->peak_bytes = m->live_bytes;
-    if (m->live_bytes - host.collected_live > m->soft_bytes)
+    if (m->live_bytes - accounts[device].collected_live > m->soft_bytes)
         atomic_store_explicit(&pressure, true, memory_order_relaxed);
 }
 
-ln_status ln_storage_new(ln_storage **out, int device, size_t bytes, const char *what) {
-    pthread_mutex_lock(&host.lock);
+static void count_released(int device, int64_t bytes) {
+    ln_memory *m = &accounts[device].count;
+    int64_t *collected = &accounts[device].collected_live;
+    m->live_bytes -= bytes;
+    m->storages--;
+    if (m->live_bytes < *collected) *collected = m->live_bytes;
+}
+
+/* A block for a storage's header and, unless its data lies apart, that too; NULL where there is
+ * none or the limit forbids it. Counts *counted bytes. */
+static ln_storage *storage_block(int device, bool apart, size_t bytes, size_t *counted) {
+    size_t block_bytes;
+    if (bytes > SIZE_MAX / 4 || (fail_after > 0 && --fail_after == 0)) return NULL;
+    if (apart) *counted = (bytes + DEVICE_ALIGNMENT - 1) / DEVICE_ALIGNMENT * DEVICE_ALIGNMENT;
+    else bin_of(HEADER + bytes, counted);
+    if (!admits(device, *counted)) return NULL;
+    ln_storage *s = block_new(apart ? HEADER : HEADER + bytes, &block_bytes);
+    if (s != NULL) count_new(device, (int64_t)*counted);
+    return s;
+}
+
+static void storage_block_release(ln_storage *s, int device, bool apart, size_t counted) {
+    size_t block_bytes = counted;
+    if (apart) bin_of(HEADER, &block_bytes);
+    count_released(device, (int64_t)counted);
+    block_release(s, block_bytes);
+}
+
+/* pinning: NULL but for pinned memory. */
+static ln_status storage_new(ln_storage **out, int device, const ln_driver *pinning, size_t bytes,
+                             const char *what) {
+    size_t counted = 0;
+    bool apart = device != LN_CPU || pinning != NULL;
     ln_status status = LN_OK;
-    ln_storage *s = NULL;
-    size_t block_bytes = 0;
-    bool injected = host.fail_after > 0 && --host.fail_after == 0;
-    int64_t room = host.count.hard_bytes - host.count.live_bytes;
-    if (!injected && bytes <= SIZE_MAX / 4) {
-        bin_of(HEADER + bytes, &block_bytes);
-        if (room > 0 && block_bytes <= (size_t)room) s = block_new(HEADER + bytes, &block_bytes);
-    }
-    if (s == NULL) {
-        status = refuse(bytes, what);
-    } else {
-        atomic_init(&s->refs, 1);
-        atomic_init(&s->version, 0);
-        s->device = device;
-        s->bytes = block_bytes;
-        s->data = (char *)s + HEADER;
-        count_new((int64_t)block_bytes);
-        *out = s;
-    }
+    pthread_mutex_lock(&host.lock);
+    ln_storage *s = storage_block(device, apart, bytes, &counted);
+    if (s == NULL) status = refuse(bytes, device, what);
     pthread_mutex_unlock(&host.lock);
-    return status;
+    if (s == NULL) return status;
+    s->data = (char *)s + HEADER;
+    if (pinning != NULL) status = pinning->pin(&s->data, bytes);
+    else if (apart) status = ln_driver_of(device)->acquire(&s->data, device, bytes);
+    if (status != LN_OK) {
+        pthread_mutex_lock(&host.lock);
+        storage_block_release(s, device, apart, counted);
+        if (status == LN_OUT_OF_MEMORY) refuse(bytes, device, what);
+        pthread_mutex_unlock(&host.lock);
+        return status;
+    }
+    atomic_init(&s->refs, 1);
+    atomic_init(&s->version, 0);
+    s->device = device;
+    s->bytes = counted;
+    s->pinned = pinning != NULL;
+    *out = s;
+    return LN_OK;
+}
+
+ln_status ln_storage_new(ln_storage **out, int device, size_t bytes, const char *what) {
+    return storage_new(out, device, NULL, bytes, what);
+}
+
+ln_status ln_storage_new_pinned(ln_storage **out, size_t bytes, const char *what) {
+    const ln_driver *driver;
+    ln_status status = ln_driver_load(&driver, what);
+    return status != LN_OK ? status : storage_new(out, LN_CPU, driver, bytes, what);
 }
 
 void ln_storage_retain(ln_storage *s) {
@@ -163,11 +232,11 @@ void ln_storage_retain(ln_storage *s) {
 
 void ln_storage_release(ln_storage *s) {
     if (s == NULL || atomic_fetch_sub_explicit(&s->refs, 1, memory_order_acq_rel) > 1) return;
+    bool apart = s->pinned || s->device != LN_CPU;
+    if (s->pinned) ln_driver_of(LN_CUDA)->unpin(s->data, s->bytes);
+    else if (apart) ln_driver_of(s->device)->release(s->data, s->device);
     pthread_mutex_lock(&host.lock);
-    host.count.live_bytes -= (int64_t)s->bytes;
-    host.count.storages--;
-    if (host.count.live_bytes < host.collected_live) host.collected_live = host.count.live_bytes;
-    block_release(s, s->bytes);
+    storage_block_release(s, s->device, apart, s->bytes);
     pthread_mutex_unlock(&host.lock);
 }
 
@@ -175,7 +244,7 @@ void *ln_scratch_new(size_t bytes, const char *what) {
     size_t block_bytes;
     pthread_mutex_lock(&host.lock);
     char *p = block_new(HEADER + bytes, &block_bytes);
-    if (p == NULL) refuse(bytes, what);
+    if (p == NULL) refuse(bytes, LN_CPU, what);
     pthread_mutex_unlock(&host.lock);
     if (p == NULL) return NULL;
     memcpy(p, &block_bytes, sizeof block_bytes);
@@ -194,20 +263,27 @@ void ln_scratch_release(void *p) {
 
 ln_status ln_memory_info(ln_memory *out, int device) {
     ln_status status = ln_device_check(device, "memory");
+    int64_t total, available, cached = 0;
+    if (status == LN_OK && device != LN_CPU)
+        status = ln_driver_of(device)->memory(&total, &available, &cached, device);
     if (status != LN_OK) return status;
     pthread_mutex_lock(&host.lock);
-    *out = host.count;
+    *out = accounts[device].count;
+    out->cached_bytes = device == LN_CPU ? host.cached : cached;
     out->tensors = ln_tensor_handles();
     pthread_mutex_unlock(&host.lock);
     return LN_OK;
 }
 
 void ln_memory_reset_peak(int device) {
-    if (device != LN_CPU) return;
+    if (device < LN_CPU || device >= ln_devices()) return;
     pthread_mutex_lock(&host.lock);
-    flush_locked(0);
-    host.count.peak_bytes = host.count.live_bytes;
-    host.use_peak = host.use;
+    ln_memory *count = &accounts[device].count;
+    count->peak_bytes = count->live_bytes;
+    if (device == LN_CPU) {
+        flush_locked(0);
+        host.use_peak = host.use;
+    }
     pthread_mutex_unlock(&host.lock);
 }
 
@@ -220,13 +296,14 @@ ln_status ln_memory_limit(int device, int64_t soft_bytes, int64_t hard_bytes) {
                        "one as it is; got soft %lld, hard %lld",
                        (long long)soft_bytes, (long long)hard_bytes);
     pthread_mutex_lock(&host.lock);
-    if (hard_bytes > 0 && hard_bytes < host.count.live_bytes)
+    ln_memory *count = &accounts[device].count;
+    if (hard_bytes > 0 && hard_bytes < count->live_bytes)
         status = ln_fail(LN_BAD_ARGUMENT,
                          "memory_limit: hard limit %lld is below the %lld bytes "
                          "that are live",
-                         (long long)hard_bytes, (long long)host.count.live_bytes);
-    if (status == LN_OK && soft_bytes > 0) host.count.soft_bytes = soft_bytes;
-    if (status == LN_OK && hard_bytes > 0) host.count.hard_bytes = hard_bytes;
+                         (long long)hard_bytes, (long long)count->live_bytes);
+    if (status == LN_OK && soft_bytes > 0) count->soft_bytes = soft_bytes;
+    if (status == LN_OK && hard_bytes > 0) count->hard_bytes = hard_bytes;
     pthread_mutex_unlock(&host.lock);
     return status;
 }
@@ -237,7 +314,8 @@ bool ln_memory_pressure(void) {
 
 void ln_memory_collected(void) {
     pthread_mutex_lock(&host.lock);
-    host.collected_live = host.count.live_bytes;
+    for (int i = 0; i < LN_MOST_DEVICES; i++)
+        accounts[i].collected_live = accounts[i].count.live_bytes;
     atomic_store_explicit(&pressure, false, memory_order_relaxed);
     pthread_mutex_unlock(&host.lock);
 }
@@ -245,6 +323,7 @@ void ln_memory_collected(void) {
 ln_status ln_memory_flush(int device) {
     ln_status status = ln_device_check(device, "memory_flush");
     if (status != LN_OK) return status;
+    if (device != LN_CPU) return ln_driver_of(device)->flush(device);
     pthread_mutex_lock(&host.lock);
     flush_locked(0);
     pthread_mutex_unlock(&host.lock);
@@ -253,6 +332,6 @@ ln_status ln_memory_flush(int device) {
 
 void ln_memory_fail_after(int64_t n) {
     pthread_mutex_lock(&host.lock);
-    host.fail_after = n;
+    fail_after = n;
     pthread_mutex_unlock(&host.lock);
 }

@@ -21,6 +21,9 @@ ln_status ln_similarity_check(const ln_tensor *q, const ln_tensor *k) {
     const ln_tensor *inputs[] = {q, k};
     ln_status status = ln_check_inputs("similarity", k != NULL ? 2 : 1, inputs);
     if (status != LN_OK) return status;
+    if (ln_backend_of(ln_device(q))->similarity_forward == NULL)
+        return ln_fail(LN_NO_DEVICE, "similarity: is computed on the cpu only; q is on %s",
+                       ln_text_device(ln_device(q)));
     if (q->ndim != 2 || (q->dtype != LN_FLOAT32 && q->dtype != LN_FLOAT64))
         return ln_fail(LN_BAD_ARGUMENT, "similarity: q is %s; (N,d) float32 or float64 is taken",
                        ln_text(q));
@@ -55,13 +58,15 @@ static bool is_list(const ln_tensor *t, int64_t n, int device) {
            ln_is_contiguous(t) && ln_device(t) == device;
 }
 
-ln_status ln_index_check(const int64_t *index, int64_t n, int64_t m) {
-    for (int64_t i = 0; i < n; i++)
-        if (index[i] < 1 || index[i] > m)
-            return ln_fail(LN_BAD_ARGUMENT,
-                           "similarity: index %lld at position %lld is outside 1..%lld",
-                           (long long)index[i], (long long)i + 1, (long long)m);
-    return LN_OK;
+ln_status ln_index_check(const ln_tensor *index, int64_t m) {
+    int64_t first, positions[LN_MAX_DIMS];
+    double value;
+    ln_status status = ln_backend_of(ln_device(index))->index_check(&first, index, m);
+    if (status != LN_OK || first < 0) return status;
+    status = ln_tensor_element(&value, positions, index, first);
+    if (status != LN_OK) return status;
+    return ln_fail(LN_BAD_ARGUMENT, "similarity: index %lld at position %lld is outside 1..%lld",
+                   (long long)value, (long long)first + 1, (long long)m);
 }
 
 static ln_status check_mask(const ln_mask *mask, int device, int64_t n, int64_t m) {
@@ -72,7 +77,7 @@ static ln_status check_mask(const ln_mask *mask, int device, int64_t n, int64_t 
         return ln_fail(LN_BAD_ARGUMENT,
                        "similarity: a mask takes (%lld) int64 for the rows; got %s", (long long)n,
                        mask->row != NULL ? ln_text(mask->row) : "none");
-    if (mask->kind == LN_MASK_INDEX) return ln_index_check((const int64_t *)mask->row->data, n, m);
+    if (mask->kind == LN_MASK_INDEX) return ln_index_check(mask->row, m);
     if (!is_list(mask->column, m, device))
         return ln_fail(LN_BAD_ARGUMENT,
                        "similarity: a mask takes (%lld) int64 for the columns; got %s",

@@ -7,7 +7,7 @@
 ln_status ln_similarity_check(const ln_tensor *q, const ln_tensor *k);
 /* Masks of an n x m matrix. */
 ln_status ln_masks_check(int n_masks, const ln_mask *masks, int device, int64_t n, int64_t m);
-/* n indices from 1 to m. */
-ln_status ln_index_check(const int64_t *index, int64_t n, int64_t m);
+/* Indices from 1 to m. */
+ln_status ln_index_check(const ln_tensor *index, int64_t m);
 
 #endif

@@ -1,6 +1,5 @@
 /* Tensors: shapes, strides and dtypes, and the views that share a storage. No arithmetic on
- * elements, except the conversion of single ones to and from host doubles. Invariant: every
- * element that shape and stride reach lies inside the storage. */
+ * elements. Invariant: every element that shape and stride reach lies inside the storage. */
 #include "backend.h"
 
 #include <stdlib.h>
@@ -89,8 +88,8 @@ static void set_row_major(ln_tensor *t) {
     }
 }
 
-static ln_status tensor_new(ln_tensor **out, int dtype, int device, int ndim, const int64_t *shape,
-                            const char *what) {
+static ln_status tensor_on(ln_tensor **out, int dtype, int device, bool pinned, int ndim,
+                           const int64_t *shape, const char *what) {
     if (!ln_dtype_valid(dtype)) return ln_fail(LN_BAD_ARGUMENT, "%s: no dtype %d", what, dtype);
     if (ndim < 0 || ndim > LN_MAX_DIMS)
         return ln_fail(LN_BAD_ARGUMENT, "%s: %d dimensions; 0 to %d are taken", what, ndim,
@@ -101,7 +100,8 @@ static ln_status tensor_new(ln_tensor **out, int dtype, int device, int ndim, co
                        what, ln_text_shape(ndim, shape));
     ln_storage *storage;
     size_t bytes = (size_t)numel * dtypes[dtype].size;
-    ln_status status = ln_storage_new(&storage, device, bytes, what);
+    ln_status status = pinned ? ln_storage_new_pinned(&storage, bytes, what)
+                              : ln_storage_new(&storage, device, bytes, what);
     if (status != LN_OK) return status;
     ln_tensor *t = &storage->whole;
     t->storage = storage;
@@ -114,6 +114,29 @@ static ln_status tensor_new(ln_tensor **out, int dtype, int device, int ndim, co
     atomic_fetch_add_explicit(&handles, 1, memory_order_relaxed);
     *out = t;
     return LN_OK;
+}
+
+static ln_status tensor_new(ln_tensor **out, int dtype, int device, int ndim, const int64_t *shape,
+                            const char *what) {
+    return tensor_on(out, dtype, device, false, ndim, shape, what);
+}
+
+ln_status ln_pin(ln_tensor **out, const ln_tensor *x) {
+    ln_tensor *made = NULL;
+    ln_status status;
+    LN_TRY(ln_check_inputs("pin", 1, &x));
+    if (*out != NULL) LN_TRY(ln_fail(LN_BAD_ARGUMENT, "pin: makes a tensor; *out must be NULL"));
+    LN_TRY(tensor_on(&made, x->dtype, LN_CPU, true, x->ndim, x->shape, "pin"));
+    LN_TRY(ln_copy(made, x));
+    *out = made;
+    return LN_OK;
+fail:
+    ln_tensor_release(made);
+    return status;
+}
+
+bool ln_is_pinned(const ln_tensor *x) {
+    return x != NULL && x->storage->pinned;
 }
 
 ln_status ln_tensor_empty(ln_tensor **out, int dtype, int device, int ndim, const int64_t *shape) {
@@ -444,9 +467,28 @@ static ln_status check_host(const ln_tensor *t, int64_t n, const char *what) {
     return LN_OK;
 }
 
+/* Values of a tensor on another device go by way of one on the CPU. */
+static ln_status write_across(ln_tensor *t, const double *values, int64_t n) {
+    ln_tensor *host = NULL;
+    ln_status status = tensor_new(&host, t->dtype, LN_CPU, t->ndim, t->shape, "write");
+    if (status == LN_OK) status = ln_tensor_write(host, values, n);
+    if (status == LN_OK) status = ln_copy(t, host);
+    ln_tensor_release(host);
+    return status;
+}
+
+static ln_status read_across(double *values, const ln_tensor *t, int64_t n) {
+    ln_tensor *host = NULL;
+    ln_status status = ln_to_device(&host, t, LN_CPU);
+    if (status == LN_OK) status = ln_tensor_read(values, host, n);
+    ln_tensor_release(host);
+    return status;
+}
+
 ln_status ln_tensor_write(ln_tensor *t, const double *values, int64_t n) {
     ln_status status = check_host(t, n, "write");
     if (status != LN_OK) return status;
+    if (ln_device(t) != LN_CPU) return write_across(t, values, n);
     ln_wrote(t);
     int64_t position[LN_MAX_DIMS] = {0};
     char *p = t->data;
@@ -458,6 +500,7 @@ ln_status ln_tensor_write(ln_tensor *t, const double *values, int64_t n) {
 ln_status ln_tensor_read(double *values, const ln_tensor *t, int64_t n) {
     ln_status status = check_host(t, n, "read");
     if (status != LN_OK) return status;
+    if (ln_device(t) != LN_CPU) return read_across(values, t, n);
     int64_t position[LN_MAX_DIMS] = {0};
     char *p = t->data;
     for (int64_t i = 0; i < n; i++, p = next_element(t, p, position))
@@ -465,79 +508,14 @@ ln_status ln_tensor_read(double *values, const ln_tensor *t, int64_t n) {
     return LN_OK;
 }
 
-/* ---- Single elements ---- */
-
-float ln_bfloat16_to_float(uint16_t x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float f;
-    memcpy(&f, &bits, sizeof f);
-    return f;
-}
-
-uint16_t ln_float_to_bfloat16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    if (x != x) return (uint16_t)(bits >> 16 | 0x40);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-float ln_float16_to_float(uint16_t x) {
-    uint32_t sign = (uint32_t)(x & 0x8000) << 16, exponent = x >> 10 & 31, fraction = x & 0x3ff;
-    float f;
-    if (exponent == 0) { /* zero and subnormals: fraction * 2^-24 */
-        f = (float)fraction * 0x1p-24f;
-        return sign ? -f : f;
+ln_status ln_tensor_element(double *value, int64_t *positions, const ln_tensor *t, int64_t i) {
+    ln_tensor one = *t;
+    one.ndim = 0;
+    one.numel = 1;
+    for (int d = t->ndim - 1; d >= 0; d--) {
+        positions[d] = i % t->shape[d] + 1;
+        i /= t->shape[d];
+        one.data += (positions[d] - 1) * t->stride[d] * (int64_t)ln_dtype_size(t->dtype);
     }
-    uint32_t bits = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | fraction << 13;
-    memcpy(&f, &bits, sizeof f);
-    return f;
-}
-
-uint16_t ln_float_to_float16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
-    bits &= 0x7fffffff;
-    if (bits > 0x7f800000) return (uint16_t)(sign | 0x7e00);  /* NaN */
-    if (bits >= 0x477ff000) return (uint16_t)(sign | 0x7c00); /* rounds to infinity */
-    if (bits < 0x38800000) {                                  /* subnormal: the adder rounds */
-        float magnitude;
-        memcpy(&magnitude, &bits, sizeof magnitude);
-        magnitude += 0.5f; /* the last place of [0.5, 1) is 2^-24, float16's smallest step */
-        memcpy(&bits, &magnitude, sizeof bits);
-        return (uint16_t)(sign | (bits - 0x3f000000));
-    }
-    return (uint16_t)(sign | ((bits + 0xfff + (bits >> 13 & 1) - (112u << 23)) >> 13));
-}
-
-double ln_element_get(int dtype, const void *p) {
-    switch (dtype) {
-    case LN_FLOAT32: return *(const float *)p;
-    case LN_FLOAT64: return *(const double *)p;
-    case LN_BFLOAT16: return ln_bfloat16_to_float(*(const uint16_t *)p);
-    case LN_FLOAT16: return ln_float16_to_float(*(const uint16_t *)p);
-    case LN_INT64: return (double)*(const int64_t *)p;
-    case LN_INT32: return *(const int32_t *)p;
-    default: return *(const uint8_t *)p; /* uint8 and bool */
-    }
-}
-
-static int64_t saturate(double v, double low, double high, int64_t lowest, int64_t highest) {
-    if (v != v) return 0;
-    return v <= low ? lowest : v >= high ? highest : (int64_t)v;
-}
-
-void ln_element_set(int dtype, void *p, double v) {
-    switch (dtype) {
-    case LN_FLOAT32: *(float *)p = (float)v; break;
-    case LN_FLOAT64: *(double *)p = v; break;
-    case LN_BFLOAT16: *(uint16_t *)p = ln_float_to_bfloat16((float)v); break;
-    case LN_FLOAT16: *(uint16_t *)p = ln_float_to_float16((float)v); break;
-    case LN_INT64: *(int64_t *)p = saturate(v, -0x1p63, 0x1p63, INT64_MIN, INT64_MAX); break;
-    case LN_INT32:
-        *(int32_t *)p = (int32_t)saturate(v, INT32_MIN, INT32_MAX, INT32_MIN, INT32_MAX);
-        break;
-    case LN_UINT8: *(uint8_t *)p = (uint8_t)saturate(v, 0, 255, 0, 255); break;
-    default: *(uint8_t *)p = v != 0; break; /* bool */
-    }
+    return ln_tensor_read(value, &one, 1);
 }

@@ -3,9 +3,18 @@
 --
 --   ./lunce tests/run.lua [tests/tensor_test.lua ...]
 --   ./lunce -e 'jit.off()' tests/run.lua       options of the program reach the children
+--   DEVICE=cuda ./lunce tests/run.lua          the tests of operators, on a GPU
+--
+-- Without DEVICE, all tests run on the CPU, and then those of operators on the CUDA backend's
+-- kernels too: on the host, by the shim of tests/cuda-host/, where that was built.
 --
 -- One file through busted itself: busted --lua=luajit tests/tensor_test.lua
 local SECONDS = tonumber(os.getenv "LUNCE_TEST_SECONDS" or 400) -- given to a file
+local DEVICE = os.getenv "DEVICE" or ""
+
+-- Tests that on_device.lua can take to another device; whole networks are too slow for the host.
+local ON_DEVICE = { "cuda", "tensor", "ops", "autograd", "random", "nn", "optim" }
+local ON_GPU = { "models" }
 
 local function quote(s) return "'" .. s:gsub("'", [['\'']]) .. "'" end
 
@@ -64,6 +73,7 @@ local function output_handler(options)
 end
 
 local function run_here(file)
+  if DEVICE ~= "" then require "tests.on_device" end
   package.preload["busted.outputHandlers.lunce"] = function() return output_handler end
   rawset(_G, "arg", { "--output=lunce", "--lpath=", file, [0] = "busted" })
   pcall(require "busted.runner", { standalone = false })
@@ -79,12 +89,12 @@ local function command()
   return table.concat(words, " ")
 end
 
-local function run_file(file)
+local function run_file(file, environment)
   local counts, status
   -- timeout makes a process group, so that a hanging file ends with all it started, and hears of
   -- Ctrl-C only through the trap.
-  local child = io.popen(("trap 'kill $p' INT; timeout -k 5 %d %s --here %s 2>&1 & p=$!; "
-    .. "wait $p; echo status $?"):format(SECONDS, command(), quote(file)))
+  local child = io.popen(("trap 'kill $p' INT; %s timeout -k 5 %d %s --here %s 2>&1 & p=$!; "
+    .. "wait $p; echo status $?"):format(environment, SECONDS, command(), quote(file)))
   for line in child:lines() do
     local passed, failed, skipped = line:match("^(%d+) passed, (%d+) failed, (%d+) skipped$")
     status = tonumber(line:match("^status (%d+)$"))
@@ -105,25 +115,60 @@ local function run_file(file)
   return counts
 end
 
+local here = arg[0]:match("^(.*)/") or "."
+local total = { 0, 0, 0 }
+
+-- where: what is added to a file's name; environment: of its process.
+local function run_files(files, where, environment)
+  for _, file in ipairs(files) do
+    local start = os.time()
+    local counts = run_file(file, environment)
+    for i = 1, 3 do total[i] = total[i] + counts[i] end
+    print(("%s%s: %d passed, %d failed, %d skipped, %d s"):format(file, where, counts[1],
+      counts[2], counts[3], os.time() - start))
+    io.flush()
+  end
+end
+
 local function all_files()
   local files = {}
-  for file in io.popen("ls " .. quote(arg[0]:match("^(.*)/") or ".") .. "/*_test.lua"):lines() do
+  for file in io.popen("ls " .. quote(here) .. "/*_test.lua"):lines() do
     files[#files + 1] = file
   end
   return files
 end
 
+local function device_files(on_gpu)
+  local files = {}
+  for _, list in ipairs { ON_DEVICE, on_gpu and ON_GPU or {} } do
+    for _, name in ipairs(list) do files[#files + 1] = ("%s/%s_test.lua"):format(here, name) end
+  end
+  return files
+end
+
+local function run_on_host()
+  local shim = here .. "/../build/tests/liblunce_cuda.so"
+  local file = io.open(shim)
+  if not file then
+    print("  skipped: the CUDA backend on the host: it was not built (make cuda-host)")
+    total[3] = total[3] + 1
+    return
+  end
+  file:close()
+  local environment = "DEVICE=cuda LUNCE_CUDA=" .. quote(shim)
+  run_files(device_files(), " with CUDA on the host", environment)
+  run_files({ here .. "/cuda_test.lua" }, " with CUDA on the host, threads in reverse",
+    environment .. " LUNCE_CUDA_HOST_REVERSE=1")
+end
+
 local function main(...)
   if ... == "--here" then return run_here((select(2, ...))) end
-  local files, total = { ... }, { 0, 0, 0 }
-  if not files[1] then files = all_files() end
-  for _, file in ipairs(files) do
-    local start = os.time()
-    local counts = run_file(file)
-    for i = 1, 3 do total[i] = total[i] + counts[i] end
-    print(("%s: %d passed, %d failed, %d skipped, %d s"):format(file, counts[1], counts[2],
-      counts[3], os.time() - start))
-    io.flush()
+  local files = { ... }
+  if DEVICE ~= "" then
+    run_files(files[1] and files or device_files(true), " on " .. DEVICE, "")
+  else
+    run_files(files[1] and files or all_files(), "", "")
+    if not files[1] then run_on_host() end
   end
   print(("%d passed, %d failed, %d skipped"):format(unpack(total)))
   os.exit(total[2] > 0 and 1 or 0)

@@ -74,19 +74,25 @@ end
 
 local memory = ffi.new "ln_memory"
 
+-- The message, and a line for each device that is in use.
 local function out_of_memory()
-  local message = ffi.string(C.ln_error())
-  C.ln_memory_info(memory, C.LN_CPU)
-  M.raise("%s\n  live %d bytes in %d tensors, peak %d, cached %d, hard limit %d bytes", message,
-    tonumber(memory.live_bytes), tonumber(memory.tensors), tonumber(memory.peak_bytes),
-    tonumber(memory.cached_bytes), tonumber(memory.hard_bytes))
+  local lines = { ffi.string(C.ln_error()) }
+  for device = 0, C.ln_devices() - 1 do
+    if C.ln_memory_info(memory, device) == C.LN_OK then
+      local name = device > 0 and ("cuda:%d: "):format(device - 1) or ""
+      lines[#lines + 1] = ("  %slive %d bytes in %d tensors, peak %d, cached %d, hard limit %d"
+        .. " bytes"):format(name, tonumber(memory.live_bytes), tonumber(memory.tensors),
+        tonumber(memory.peak_bytes), tonumber(memory.cached_bytes), tonumber(memory.hard_bytes))
+    end
+  end
+  M.raise("%s", table.concat(lines, "\n"))
 end
 
 -- The cold half of call: out of memory is tried once more after all that is dead was given back.
 local function failed(status, fn, ...)
   if status ~= C.LN_OUT_OF_MEMORY then return M.check(status) end
   require("lunce.handles").collect(...)
-  C.ln_memory_flush(C.LN_CPU)
+  for device = 0, C.ln_devices() - 1 do C.ln_memory_flush(device) end
   status = fn(...)
   if status == C.LN_OUT_OF_MEMORY then out_of_memory() end
   M.check(status)

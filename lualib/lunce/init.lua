@@ -22,6 +22,7 @@ local M = {
   is_tensor = tensor.is_tensor,
 }
 for name, operator in pairs(ops) do M[name] = operator end
+M.cuda = nil -- t:cuda() moves a tensor; lunce.cuda is the submodule
 
 -- ---- Settings --------------------------------------------------------------------------------
 
@@ -76,7 +77,7 @@ end
 
 local submodules = { nn = true, models = true, optim = true, loss = true, similarity = true,
   evt = true, data = true, augment = true, eval = true, io = true, args = true, random = true,
-  link = true, plot = true, progress = true }
+  link = true, plot = true, progress = true, cuda = true }
 
 return setmetatable(M, {
   __index = function(t, name)

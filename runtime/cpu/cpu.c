@@ -1,5 +1,5 @@
-/* The CPU backend: one table of kernels for each instruction set, the choice between them, the
- * size of the team, and the list of devices. Holds no kernels. Invariant: the chosen table is one
+/* The CPU backend: one table of kernels for each instruction set, the choice between them, and the
+ * size of the team. Holds no kernels. Invariant: the chosen table is one
  * that the processor can run. */
 #define _GNU_SOURCE /* sched_getaffinity */
 #include "backend.h"
@@ -114,14 +114,6 @@ int ln_team(int64_t work) {
     return team;
 }
 
-ln_status ln_device_check(int device, const char *what) {
-    if (device == LN_CPU) return LN_OK;
-    if (device >= LN_CUDA)
-        return ln_fail(LN_NO_DEVICE, "%s: no cuda device: lunce was built without CUDA", what);
-    return ln_fail(LN_BAD_ARGUMENT, "%s: there is no device %d", what, device);
-}
-
-const ln_backend *ln_backend_of(int device) {
-    (void)device; /* only the CPU's tensors exist in this build */
+const ln_backend *ln_cpu_backend(void) {
     return isas[isa].table;
 }

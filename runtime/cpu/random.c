@@ -65,16 +65,6 @@ static void integer_blocks(void *const *p, int64_t n, int64_t start, const void 
         y[i] = d->a + (double)(int64_t)ln_integer(bits[i], (uint64_t)(d->b - d->a));
 }
 
-/* The largest value of a floating dtype below b: results are rounded, and [a, b) is open. */
-static double value_below(int dtype, double b) {
-    if (dtype == LN_FLOAT64) return nextafter(b, -INFINITY);
-    if (dtype == LN_FLOAT32) return (float)b < b ? (float)b : nextafterf((float)b, -INFINITY);
-    uint16_t x; /* sign and magnitude: the value below is one magnitude less, or more */
-    ln_element_set(dtype, &x, b);
-    if (ln_element_get(dtype, &x) >= b) x = x == 0 ? 0x8001 : x & 0x8000 ? x + 1 : x - 1;
-    return ln_element_get(dtype, &x);
-}
-
 ln_status CPU(random)(ln_tensor *dst, int distribution, double a, double b, uint64_t seed,
                       uint64_t stream, uint64_t offset) {
     static block_body *const bodies[] = {[LN_UNIFORM] = uniform_blocks,
@@ -82,7 +72,7 @@ ln_status CPU(random)(ln_tensor *dst, int distribution, double a, double b, uint
                                          [LN_BERNOULLI] = bernoulli_blocks,
                                          [LN_INTEGERS] = integer_blocks};
     draw d = {a, b, 0, seed, stream, offset};
-    if (distribution == LN_UNIFORM) d.limit = value_below(dst->dtype, b);
+    if (distribution == LN_UNIFORM) d.limit = ln_element_below(dst->dtype, b);
     block_kernel kernel = {.body = bodies[distribution],
                            .context = &d,
                            .type = BLOCK_DOUBLE,

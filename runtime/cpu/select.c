@@ -267,6 +267,23 @@ static ln_status run_gather(walk *w, int dim, const ln_tensor *index, const char
     return run(w, dim, index, steps, what);
 }
 
+/* index: any dtype of integers, any strides. */
+ln_status CPU(index_check)(int64_t *first, const ln_tensor *index, int64_t extent) {
+    ln_tensor *made = NULL;
+    ln_status status = CPU(row_major)(&made, &index, "index_check");
+    if (status != LN_OK) return status;
+    int64_t row[ROW];
+    *first = -1;
+    for (int64_t start = 0; start < index->numel && *first < 0; start += ROW) {
+        int64_t n = smaller(ROW, index->numel - start);
+        CPU(row_load)(row, element(index, start), index->dtype, n, 1, true);
+        for (int64_t i = 0; i < n && *first < 0; i++)
+            if (row[i] < 1 || row[i] > extent) *first = start + i;
+    }
+    ln_tensor_release(made);
+    return LN_OK;
+}
+
 ln_status CPU(index_select)(ln_tensor *out, const ln_tensor *x, int dim, const ln_tensor *index) {
     walk w = {.addressed = x, .shaped = out};
     return run_index(&w, dim, index, "index_select");

@@ -128,7 +128,7 @@ static ln_status common_shape(int *ndim, int64_t *shape, const inputs *s, const 
 
 /* Makes *out of the inputs' common shape and readies them for a backend. On failure nothing is
  * left to give back. */
-static ln_status prepare(inputs *s, ln_tensor **out, int dtype, const char *what) {
+static ln_status prepare(inputs *s, ln_tensor **out, int dtype, int device, const char *what) {
     const ln_tensor *given = *out, *first = s->in[0];
     int64_t shape[LN_MAX_DIMS];
     int ndim = first->ndim;
@@ -137,7 +137,7 @@ static ln_status prepare(inputs *s, ln_tensor **out, int dtype, const char *what
     ln_status status = LN_OK;
     if (!same) status = common_shape(&ndim, shape, s, what);
     if (status != LN_OK) return status;
-    status = ln_out(out, dtype, ln_device(first), ndim, same ? first->shape : shape, what);
+    status = ln_out(out, dtype, device, ndim, same ? first->shape : shape, what);
     if (status != LN_OK) return status;
     if (given != NULL) status = protect(s, given);
     if (status != LN_OK) give_back(s);
@@ -166,7 +166,7 @@ ln_status ln_unary(ln_tensor **out, int op, const ln_tensor *x, double a, double
         a = isnan(a) ? -INFINITY : ceil(a);
         b = isnan(b) ? INFINITY : floor(b);
     }
-    status = prepare(&s, out, result_dtype(unary_ops[op].result, x->dtype), what);
+    status = prepare(&s, out, result_dtype(unary_ops[op].result, x->dtype), ln_device(x), what);
     if (status != LN_OK) return status;
     status = ln_backend_of(ln_device(x))->unary(*out, op, s.in[0], a, b);
     return finish(&s, out, given, status);
@@ -178,7 +178,7 @@ static ln_status binary(ln_tensor **out, int op, inputs *s, int dtype, int devic
     result_class result = binary_ops[op].result;
     if (op == LN_SUB && dtype == LN_BOOL)
         return ln_fail(LN_BAD_ARGUMENT, "sub: bool takes no difference; use logical_xor");
-    ln_status status = prepare(s, out, result_dtype(result, dtype), binary_ops[op].name);
+    ln_status status = prepare(s, out, result_dtype(result, dtype), device, binary_ops[op].name);
     if (status != LN_OK) return status;
     status = ln_backend_of(device)->binary(*out, op, s->in[0], s->in[1]);
     return finish(s, out, given, status);
@@ -238,7 +238,7 @@ ln_status ln_clamp_backward(ln_tensor **out, const ln_tensor *dy, const ln_tenso
     inputs s;
     ln_status status = take(&s, "clamp_backward", 2, dy, x, NULL);
     if (status != LN_OK) return status;
-    status = prepare(&s, out, promote(dy, x), "clamp_backward");
+    status = prepare(&s, out, promote(dy, x), ln_device(x), "clamp_backward");
     if (status != LN_OK) return status;
     status = ln_backend_of(ln_device(x))->clamp_backward(*out, s.in[0], s.in[1], a, b);
     return finish(&s, out, given, status);
@@ -252,7 +252,7 @@ ln_status ln_where(ln_tensor **out, const ln_tensor *cond, const ln_tensor *x, c
     if (cond->dtype != LN_BOOL)
         return ln_fail(LN_BAD_ARGUMENT, "where: the condition is %s; bool is taken",
                        ln_text_dtype(cond->dtype));
-    status = prepare(&s, out, promote(x, y), "where");
+    status = prepare(&s, out, promote(x, y), ln_device(x), "where");
     if (status != LN_OK) return status;
     status = ln_backend_of(ln_device(x))->where(*out, s.in[0], s.in[1], s.in[2]);
     return finish(&s, out, given, status);
@@ -294,8 +294,31 @@ ln_status ln_axpby(ln_tensor *dst, double a, const ln_tensor *x, double b) {
     return status;
 }
 
+/* dst = src, from another device: the elements are cast and packed where they lie, cross as one
+ * block, and are spread out where they arrive. */
+static ln_status copy_across(ln_tensor *dst, const ln_tensor *src) {
+    ln_tensor *packed = NULL, *arrived = NULL;
+    bool direct = ln_is_contiguous(dst) && ln_same_shape(dst, src);
+    ln_status status = LN_OK;
+    if (src->dtype != dst->dtype || !ln_is_contiguous(src))
+        LN_TRY(ln_cast(&packed, src, dst->dtype));
+    if (packed != NULL) src = packed;
+    if (!direct)
+        LN_TRY(ln_out(&arrived, src->dtype, ln_device(dst), src->ndim, src->shape, "copy"));
+    LN_TRY(ln_transfer(direct ? dst->data : arrived->data, ln_device(dst), src->data,
+                       ln_device(src), (size_t)src->numel * ln_dtype_size(src->dtype)));
+    if (direct) ln_wrote(dst);
+    else status = ln_copy(dst, arrived);
+fail:
+    ln_tensor_release(packed);
+    ln_tensor_release(arrived);
+    return status;
+}
+
 ln_status ln_copy(ln_tensor *dst, const ln_tensor *src) {
     inputs s;
+    if (dst != NULL && src != NULL && ln_device(dst) != ln_device(src))
+        return copy_across(dst, src);
     ln_status status = take(&s, "copy", 2, src, dst, NULL);
     if (status != LN_OK) return status;
     s.n = 1;

@@ -123,6 +123,16 @@ function M.cpu(x) return move(need(x, "cpu", 1), "cpu") end
 
 function M.cuda(x) return move(need(x, "cuda", 1), "cuda") end
 
+--- A copy on the CPU in pinned memory, from and to which devices copy fastest; off the tape.
+---@return lunce.Tensor
+function M.pin_memory(x)
+  call(C.ln_pin, out(), need(x, "pin_memory", 1).h)
+  return take()
+end
+
+---@return boolean
+function M.is_pinned(x) return C.ln_is_pinned(need(x, "is_pinned", 1).h) end
+
 local copy_rule = rule("clone", function(_, dy) return dy end)
 
 local function copied(x)

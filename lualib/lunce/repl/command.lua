@@ -15,7 +15,9 @@ usage: lunce [options] [script [arguments]] [-i]
   --              end of the options; a last -i then belongs to the script
 Without a script or code: the prompt on a terminal, else a script from standard input.]=]
 
-local EXIT = { ok = 0, failed = 1, usage = 2, interrupted = 130 }
+-- A batch runner tells by the status why a run ended: device_lost will not go away by trying again
+-- in the same process, but may in a new one.
+local EXIT = { ok = 0, failed = 1, usage = 2, device_lost = 3, interrupted = 130 }
 
 -- A bad command line.
 local function refuse(...)
@@ -80,7 +82,9 @@ local function run(chunk, message, ...)
   if ok then return EXIT.ok end
   io.stdout:flush()
   io.stderr:write("lunce: ", err, "\n")
-  return interrupted and EXIT.interrupted or EXIT.failed
+  if interrupted then return EXIT.interrupted end
+  local binding = package.loaded["lunce.ffi"]
+  return binding and binding.C.ln_device_lost() and EXIT.device_lost or EXIT.failed
 end
 
 local function run_script(globals, path, ...)

@@ -1,0 +1,77 @@
+/* The update rules of the CUDA backend: a thread an element of a parameter, its gradient and its
+ * state, in double as the CPU does. Holds no checks (ops/update.c). */
+#include "walk.h"
+
+typedef struct {
+    double lr, momentum, dampening, weight_decay;
+    bool moves, nesterov, first;
+} sgd;
+
+static __global__ void sgd_kernel(walk w, sgd s) {
+    enum { P, G, BUF };
+    for (int64_t i = grid_thread(); i < w.numel; i += grid_threads()) {
+        int64_t offset[3];
+        walk_offsets<3>(w, i, offset);
+        double p = walk_load<double>(w, P, offset[P]);
+        double step = walk_load<double>(w, G, offset[G]) + s.weight_decay * p;
+        if (s.moves) {
+            double buf = step;
+            if (!s.first)
+                buf =
+                    s.momentum * walk_load<double>(w, BUF, offset[BUF]) + (1 - s.dampening) * step;
+            walk_store(w, BUF, offset[BUF], buf);
+            step = s.nesterov ? step + s.momentum * buf : buf;
+        }
+        walk_store(w, P, offset[P], p - s.lr * step);
+    }
+}
+
+ln_status CUDA(sgd_step)(ln_tensor *p, const ln_tensor *g, ln_tensor *buf, double lr,
+                         double momentum, double dampening, double weight_decay, bool nesterov,
+                         bool first) {
+    ln_status status = cuda_enter(p, "sgd_step");
+    if (status != LN_OK || p->numel == 0) return status;
+    sgd s = {lr, momentum, dampening, weight_decay, momentum != 0, nesterov, first};
+    const ln_tensor *operands[] = {p, g, buf};
+    walk w = walk_over(s.moves ? 3 : 2, operands, 0);
+    return launch("sgd_step", sgd_kernel, blocks_for(w.numel), THREADS, w, s);
+}
+
+typedef struct {
+    double decay, keep; /* weight decay added to the gradient; and the factor on p */
+    double beta1, beta2, eps, step_size, correction2;
+} adam;
+
+static __global__ void adam_kernel(walk w, adam s) {
+    enum { P, G, M, V };
+    for (int64_t i = grid_thread(); i < w.numel; i += grid_threads()) {
+        int64_t offset[4];
+        walk_offsets<4>(w, i, offset);
+        double p = walk_load<double>(w, P, offset[P]);
+        double slope = walk_load<double>(w, G, offset[G]) + s.decay * p;
+        double m = s.beta1 * walk_load<double>(w, M, offset[M]) + (1 - s.beta1) * slope;
+        double v = s.beta2 * walk_load<double>(w, V, offset[V]) + (1 - s.beta2) * slope * slope;
+        walk_store(w, M, offset[M], m);
+        walk_store(w, V, offset[V], v);
+        walk_store(w, P, offset[P],
+                   s.keep * p - s.step_size * m / (sqrt(v / s.correction2) + s.eps));
+    }
+}
+
+ln_status CUDA(adam_step)(ln_tensor *p, const ln_tensor *g, ln_tensor *m, ln_tensor *v, double lr,
+                          double beta1, double beta2, double eps, double weight_decay, int64_t step,
+                          bool decoupled) {
+    ln_status status = cuda_enter(p, "adam_step");
+    if (status != LN_OK || p->numel == 0) return status;
+    adam s = {};
+    s.decay = decoupled ? 0 : weight_decay;
+    s.keep = decoupled ? 1 - lr * weight_decay : 1;
+    s.beta1 = beta1;
+    s.beta2 = beta2;
+    s.eps = eps;
+    s.step_size = lr / (1 - pow(beta1, (double)step));
+    s.correction2 = 1 - pow(beta2, (double)step);
+    const ln_tensor *operands[] = {p, g, m, v};
+    walk w = walk_over(4, operands, 0);
+    return launch("adam_step", adam_kernel, blocks_for(w.numel), THREADS, w, s);
+}

@@ -1,0 +1,158 @@
+/* The shim's own test, a program: that barriers, shared memory and shuffles behave, and that each
+ * thing a kernel may do wrong is reported. Prints what fails; its status is the number of failures.
+ */
+#include "cuda_runtime.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { N = 96 };
+
+static int failures;
+
+static void expect(bool good, const char *what) {
+    if (good) return;
+    failures++;
+    printf("cuda-host: %s\n", what);
+}
+
+template <typename... Parameters, typename... Arguments>
+static cudaError_t run(void (*kernel)(Parameters...), unsigned threads, Arguments... arguments) {
+    cudaLaunchConfig_t config = {dim3(2), dim3(threads), 0, NULL};
+    cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
+    return error != cudaSuccess ? error : cudaStreamSynchronize(NULL);
+}
+
+/* ---- Kernels that are right ---- */
+
+static __global__ void reverse_kernel(int *out) {
+    __shared__ int seen[N];
+    seen[threadIdx.x] = (int)(threadIdx.x + 1000 * blockIdx.x);
+    __syncthreads();
+    out[blockIdx.x * N + threadIdx.x] = seen[N - 1 - threadIdx.x];
+}
+
+static __global__ void warp_kernel(int *sums, unsigned *votes) {
+    int v = (int)threadIdx.x;
+    for (int distance = 16; distance > 0; distance /= 2)
+        v += __shfl_xor_sync(0xffffffffu, v, distance);
+    sums[threadIdx.x] = v + __shfl_down_sync(0xffffffffu, (int)threadIdx.x, 1) +
+                        __shfl_up_sync(0xffffffffu, (int)threadIdx.x, 1) +
+                        __shfl_sync(0xffffffffu, (int)threadIdx.x, 5);
+    votes[threadIdx.x] = __ballot_sync(0xffffffffu, threadIdx.x % 3 == 0);
+}
+
+/* The upper half of a warp exchanges alone. */
+static __global__ void half_kernel(int *out) {
+    if (threadIdx.x % 32 >= 16)
+        out[threadIdx.x] = __shfl_xor_sync(0xffff0000u, (int)threadIdx.x, 1);
+}
+
+/* ---- Kernels that are wrong ---- */
+
+static __global__ void beyond_kernel(const int *in, int *out) {
+    out[threadIdx.x] = in[threadIdx.x + 4];
+}
+
+static __global__ void divergent_kernel(int) {
+    if (threadIdx.x < 7) __syncthreads();
+}
+
+static __global__ void lonely_kernel(int *out) {
+    if (threadIdx.x == 0) *out = __shfl_sync(0xffffffffu, 1, 0);
+}
+
+/* Writes into the bytes between the end of an odd block and its guard. */
+static __global__ void brim_kernel(char *out) {
+    out[13] = 1;
+}
+
+/* ---- The tests ---- */
+
+static void right_kernels(void) {
+    int *device, host[2 * N], sums[N];
+    unsigned votes[N];
+    cudaMallocAsync((void **)&device, sizeof host, NULL);
+    expect(run(reverse_kernel, N, device) == cudaSuccess, "reverse runs");
+    cudaMemcpyAsync(host, device, sizeof host, cudaMemcpyDeviceToHost, NULL);
+    bool good = true;
+    for (int i = 0; i < 2 * N; i++) good &= host[i] == N - 1 - i % N + 1000 * (i / N);
+    expect(good, "a block's threads see each other's shared memory after a barrier");
+
+    expect(run(warp_kernel, N, device, (unsigned *)(device + N)) == cudaSuccess, "warp runs");
+    cudaMemcpyAsync(sums, device, sizeof sums, cudaMemcpyDeviceToHost, NULL);
+    cudaMemcpyAsync(votes, device + N, sizeof votes, cudaMemcpyDeviceToHost, NULL);
+    good = true;
+    for (int i = 0; i < N; i++) {
+        int first = i / 32 * 32, all = 32 * first + 31 * 16;
+        int down = i % 32 < 31 ? i + 1 : i, up = i % 32 > 0 ? i - 1 : i;
+        good &= sums[i] == all + down + up + first + 5;
+        unsigned expected = 0;
+        for (int lane = 0; lane < 32; lane++)
+            expected |= (unsigned)((first + lane) % 3 == 0) << lane;
+        good &= votes[i] == expected;
+    }
+    expect(good, "lanes exchange values and votes");
+
+    expect(run(half_kernel, 32, device) == cudaSuccess, "half a warp runs");
+    cudaMemcpyAsync(sums, device, 32 * sizeof(int), cudaMemcpyDeviceToHost, NULL);
+    expect(sums[16] == 17 && sums[31] == 30, "half a warp exchanges values");
+    cudaFreeAsync(device, NULL);
+}
+
+static void refusals(void) {
+    int *device, host[4] = {};
+    cudaMallocAsync((void **)&device, sizeof host, NULL);
+    cudaLaunchConfig_t large = {dim3(1), dim3(2048), 0, NULL};
+    cudaLaunchConfig_t greedy = {dim3(1), dim3(32), 300 << 10, NULL};
+    expect(cudaLaunchKernelEx(&large, divergent_kernel, 0) == cudaErrorInvalidConfiguration,
+           "a block of 2048 threads is refused");
+    expect(cudaLaunchKernelEx(&greedy, divergent_kernel, 0) == cudaErrorInvalidConfiguration,
+           "300 KiB of shared memory are refused");
+    expect(cudaMemcpyAsync(device, host, sizeof host + 1, cudaMemcpyHostToDevice, NULL) ==
+               cudaErrorInvalidValue,
+           "a copy past the end of a block is refused");
+    expect(cudaMemcpyAsync(device, host, 4, cudaMemcpyDeviceToHost, NULL) == cudaErrorInvalidValue,
+           "a copy in the wrong direction is refused");
+    expect(cudaFreeAsync(host, NULL) == cudaErrorInvalidValue, "freeing host memory is refused");
+    cudaFreeAsync(device, NULL);
+}
+
+/* Each in a process of its own, for it loses the device. */
+static void fault(const char *name) {
+    int *in, *out;
+    char *odd;
+    cudaMallocAsync((void **)&in, 32 * sizeof(int), NULL);
+    cudaMallocAsync((void **)&out, 32 * sizeof(int), NULL);
+    cudaMallocAsync((void **)&odd, 13, NULL);
+    if (strcmp(name, "beyond") == 0) {
+        expect(run(beyond_kernel, 32, in, out) == cudaErrorIllegalAddress,
+               "a read past the end of a block is an illegal address");
+        expect(cudaMallocAsync((void **)&in, 4, NULL) == cudaErrorIllegalAddress,
+               "after a fault every call fails");
+    } else if (strcmp(name, "divergent") == 0) {
+        expect(run(divergent_kernel, 32, 0) == cudaErrorLaunchFailure &&
+                   strstr(cudaGetErrorString(cudaErrorLaunchFailure), "barrier") != NULL,
+               "a barrier that 7 of 32 threads reach is reported");
+    } else if (strcmp(name, "lonely") == 0) {
+        expect(run(lonely_kernel, 32, out) == cudaErrorLaunchFailure,
+               "a shuffle that one of 32 lanes reaches is reported");
+    } else if (strcmp(name, "brim") == 0) {
+        expect(run(brim_kernel, 1, odd) == cudaSuccess, "the write lands before the guard");
+        expect(cudaFreeAsync(odd, NULL) == cudaErrorIllegalAddress,
+               "a write past an odd end is found when the block is freed");
+    } else {
+        printf("cuda-host: there is no fault %s\n", name);
+        failures++;
+    }
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1) {
+        fault(argv[1]);
+    } else {
+        right_kernels();
+        refusals();
+    }
+    return failures;
+}

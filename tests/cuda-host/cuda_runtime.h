@@ -1,0 +1,176 @@
+/* CUDA's runtime as far as runtime/cuda/ uses it, on the host: the same sources compile as C++ and
+ * their kernels run there, a block at a time, its threads as fibres. Holds declarations and the
+ * typed launch. Invariants: whatever a real device would refuse or lose is refused or lost here,
+ * and more: accesses one past a block of memory, barriers that not all threads reach, and device
+ * memory that host code touches. See threads.cc and memory.cc. */
+#ifndef LN_CUDA_HOST_RUNTIME_H
+#define LN_CUDA_HOST_RUNTIME_H
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static /* blocks run one after another */
+#define __launch_bounds__(...)
+
+#define CUDART_VERSION 13000
+
+typedef struct {
+    unsigned x, y, z;
+} uint3;
+
+struct dim3 {
+    unsigned x, y, z;
+    constexpr dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {
+    }
+};
+
+/* Of the fibre that runs. */
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+
+/* ---- Errors, with CUDA's numbers ---- */
+
+typedef enum {
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorInvalidConfiguration = 9,
+    cudaErrorInsufficientDriver = 35,
+    cudaErrorNoDevice = 100,
+    cudaErrorInvalidDevice = 101,
+    cudaErrorECCUncorrectable = 214,
+    cudaErrorNvlinkUncorrectable = 220,
+    cudaErrorIllegalAddress = 700,
+    cudaErrorLaunchTimeout = 702,
+    cudaErrorContextIsDestroyed = 709,
+    cudaErrorAssert = 710,
+    cudaErrorHardwareStackError = 714,
+    cudaErrorIllegalInstruction = 715,
+    cudaErrorMisalignedAddress = 716,
+    cudaErrorInvalidAddressSpace = 717,
+    cudaErrorInvalidPc = 718,
+    cudaErrorLaunchFailure = 719
+} cudaError_t;
+
+const char *cudaGetErrorName(cudaError_t error);
+const char *cudaGetErrorString(cudaError_t error);
+cudaError_t cudaGetLastError(void);
+
+/* ---- Devices, streams, memory: everything is done when a call returns ---- */
+
+typedef struct cuda_host_stream *cudaStream_t;
+typedef struct cuda_host_pool *cudaMemPool_t;
+static const cudaStream_t cudaStreamPerThread = NULL;
+
+struct cudaDeviceProp {
+    char name[256];
+};
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device);
+cudaError_t cudaGetDeviceCount(int *count);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaGetDevice(int *device);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+
+typedef enum {
+    cudaMemPoolAttrReleaseThreshold,
+    cudaMemPoolAttrReservedMemCurrent,
+    cudaMemPoolAttrUsedMemCurrent
+} cudaMemPoolAttr;
+
+cudaError_t cudaMallocAsync(void **p, size_t bytes, cudaStream_t stream);
+cudaError_t cudaFreeAsync(void *p, cudaStream_t stream);
+enum { cudaHostAllocPortable = 1 };
+cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned flags);
+cudaError_t cudaFreeHost(void *p);
+cudaError_t cudaMemGetInfo(size_t *available, size_t *total);
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t *pool, int device);
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t pool, size_t keep);
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr name, void *value);
+cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolAttr name, void *value);
+
+typedef enum {
+    cudaMemcpyHostToHost,
+    cudaMemcpyHostToDevice,
+    cudaMemcpyDeviceToHost,
+    cudaMemcpyDeviceToDevice
+} cudaMemcpyKind;
+
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream);
+cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size_t src_pitch,
+                              size_t width, size_t height, cudaMemcpyKind kind,
+                              cudaStream_t stream);
+cudaError_t cudaMemcpyPeerAsync(void *dst, int dst_device, const void *src, int src_device,
+                                size_t bytes, cudaStream_t stream);
+cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream);
+
+/* ---- Launches ---- */
+
+typedef struct {
+    dim3 gridDim, blockDim;
+    size_t dynamicSmemBytes;
+    cudaStream_t stream;
+} cudaLaunchConfig_t;
+
+/* Runs thread(context) for every thread of the grid. */
+cudaError_t cuda_host_launch(const cudaLaunchConfig_t *config, void (*thread)(void *context),
+                             void *context);
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(Parameters...),
+                               Arguments &&...arguments) {
+    auto thread = [&] { kernel(Parameters(arguments)...); };
+    return cuda_host_launch(
+        config, [](void *context) { (*(decltype(thread) *)context)(); }, &thread);
+}
+
+/* ---- What threads of a block do together ---- */
+
+void __syncthreads(void);
+void __syncwarp(unsigned mask = 0xffffffffu);
+
+/* Gives the 8 bytes that each lane of the mask brings to the others: those of lane `from`. */
+uint64_t cuda_host_exchange(unsigned mask, uint64_t bits, int from);
+int cuda_host_lane(void);
+
+template <typename T> T cuda_host_shuffle(unsigned mask, T value, int from) {
+    static_assert(sizeof(T) <= sizeof(uint64_t), "shuffles move up to 8 bytes");
+    uint64_t bits = 0;
+    __builtin_memcpy(&bits, &value, sizeof value);
+    bits = cuda_host_exchange(mask, bits, from);
+    __builtin_memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+template <typename T> T __shfl_sync(unsigned mask, T value, int from) {
+    return cuda_host_shuffle(mask, value, from);
+}
+
+template <typename T> T __shfl_xor_sync(unsigned mask, T value, int distance) {
+    return cuda_host_shuffle(mask, value, cuda_host_lane() ^ distance);
+}
+
+/* Lanes past the warp's end keep their own value. */
+template <typename T> T __shfl_down_sync(unsigned mask, T value, int distance) {
+    int from = cuda_host_lane() + distance;
+    return cuda_host_shuffle(mask, value, from < 32 ? from : cuda_host_lane());
+}
+
+template <typename T> T __shfl_up_sync(unsigned mask, T value, int distance) {
+    int from = cuda_host_lane() - distance;
+    return cuda_host_shuffle(mask, value, from >= 0 ? from : cuda_host_lane());
+}
+
+unsigned __ballot_sync(unsigned mask, int vote);
+
+/* One fibre runs at a time, so nothing comes between. */
+template <typename T> T atomicMin(T *p, T value) {
+    T old = *p;
+    if (value < old) *p = value;
+    return old;
+}
+
+#endif
