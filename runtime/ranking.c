@@ -3,6 +3,7 @@
  * similarities. */
 #include "similarity.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 static int64_t columns_of(const ln_tensor *q, const ln_tensor *k) {
@@ -165,35 +166,92 @@ static bool all_admit(int n_masks, const ln_mask *masks, int64_t row, int64_t co
     return true;
 }
 
-/* Masks that drop at most one column of a row are counted without a look at the others. */
-static int64_t count_row(int64_t row, int64_t m, int n_masks, const ln_mask *masks) {
-    int64_t dropped[LN_MAX_MASKS], n = 0;
+static int compare_labels(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* How many of the sorted labels are below `label`. */
+static int64_t labels_below(const int64_t *sorted, int64_t n, int64_t label) {
+    int64_t low = 0, high = n;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (sorted[middle] < label) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+/* The masks in two kinds: those that drop at most one column of a row, and the wide ones. */
+typedef struct {
+    int64_t m;
+    ln_mask single[LN_MAX_MASKS], wide[LN_MAX_MASKS];
+    int n_single, n_wide;
+    int64_t *sorted; /* the only wide mask's column labels */
+} counter;
+
+static ln_status counter_new(counter *c, int64_t m, int n_masks, const ln_mask *masks) {
+    *c = (counter){.m = m};
     for (int i = 0; i < n_masks; i++) {
         bool single = masks[i].kind == LN_MASK_SELF || masks[i].kind == LN_MASK_INDEX;
-        if (!single) {
-            int64_t count = 0;
-            for (int64_t c = 0; c < m; c++) count += all_admit(n_masks, masks, row, c);
-            return count;
-        }
+        if (single) c->single[c->n_single++] = masks[i];
+        else c->wide[c->n_wide++] = masks[i];
+    }
+    if (c->n_wide != 1 || c->wide[0].kind == LN_MASK_TRIANGLE) return LN_OK;
+    size_t bytes = (size_t)m * sizeof *c->sorted;
+    c->sorted = ln_scratch_new(bytes + 1, "similarity");
+    if (c->sorted == NULL) return LN_OUT_OF_MEMORY;
+    memcpy(c->sorted, c->wide[0].column->data, bytes);
+    qsort(c->sorted, (size_t)m, sizeof *c->sorted, compare_labels);
+    return LN_OK;
+}
+
+/* What the wide masks admit of a row. Looks at each column only where there are several. */
+static int64_t count_wide(const counter *c, int64_t row) {
+    if (c->n_wide == 0) return c->m;
+    if (c->n_wide == 1 && c->wide[0].kind == LN_MASK_TRIANGLE)
+        return row + 1 < c->m ? c->m - row - 1 : 0;
+    if (c->n_wide == 1) {
+        int64_t label = ((const int64_t *)c->wide[0].row->data)[row];
+        int64_t below = labels_below(c->sorted, c->m, label);
+        int64_t same =
+            label == INT64_MAX ? c->m - below : labels_below(c->sorted, c->m, label + 1) - below;
+        return c->wide[0].kind == LN_MASK_SAME ? same : c->m - same;
+    }
+    int64_t count = 0;
+    for (int64_t column = 0; column < c->m; column++)
+        count += all_admit(c->n_wide, c->wide, row, column);
+    return count;
+}
+
+static int64_t count_row(const counter *c, int64_t row) {
+    int64_t dropped[LN_MAX_MASKS], n = 0;
+    for (int i = 0; i < c->n_single; i++) {
+        const ln_mask *mask = &c->single[i];
         int64_t column =
-            masks[i].kind == LN_MASK_SELF ? row : ((const int64_t *)masks[i].row->data)[row] - 1;
-        bool known = column >= m;
+            mask->kind == LN_MASK_SELF ? row : ((const int64_t *)mask->row->data)[row] - 1;
+        bool known = column >= c->m || !all_admit(c->n_wide, c->wide, row, column);
         for (int64_t j = 0; j < n; j++) known |= dropped[j] == column;
         if (!known) dropped[n++] = column;
     }
-    return m - n;
+    return count_wide(c, row) - n;
 }
 
 ln_status ln_similarity_count(ln_tensor **out, int64_t n, int64_t m, int n_masks,
                               const ln_mask *masks) {
     ln_status status;
     const ln_tensor *given = *out;
+    counter c = {0};
     LN_TRY(ln_masks_check(n_masks, masks, LN_CPU, n, m));
+    LN_TRY(counter_new(&c, m, n_masks, masks));
     LN_TRY(ln_out(out, LN_INT64, LN_CPU, 1, &n, "similarity"));
+#pragma omp parallel for num_threads(ln_team(c.n_wide > 1 ? n * m : n))
     for (int64_t i = 0; i < n; i++)
-        ((int64_t *)(*out)->data)[i * (*out)->stride[0]] = count_row(i, m, n_masks, masks);
+        ((int64_t *)(*out)->data)[i * (*out)->stride[0]] = count_row(&c, i);
+    ln_scratch_release(c.sorted);
     return LN_OK;
 fail:
+    ln_scratch_release(c.sorted);
     ln_out_fail(out, given);
     return status;
 }

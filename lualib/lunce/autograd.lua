@@ -175,9 +175,9 @@ end
 
 -- ---- The walk back ---------------------------------------------------------------------------
 
--- One call of backward: `users` counts who still reads a gradient tensor that the walk owns, `parts`
--- are those that share a storage with others, each its own elements of it, and nobody else, `sink`
--- holds the slots of lunce.grad by edge, `created` is the scope of the rule that runs.
+-- One call of backward. `users` counts the readers of a gradient tensor that the walk owns; `parts`
+-- are those that share a storage with one another only, each its own elements; `sink` holds the
+-- slots of lunce.grad by edge; `created` is the scope of the rule that runs.
 local Walk = {}
 local walking -- the innermost
 Walk.__index = Walk

@@ -4,8 +4,8 @@
 --   ./lunce tests/bench/scale.lua                                 minutes: up to 65,536 rows
 --   ./lunce tests/bench/scale.lua --loss=weince --rows=65536      one line: seconds, MB
 --
--- Memory is the process's peak resident size less what it was with the inputs made; the gradients of
--- the inputs are in it. It is the first run's, time the least of two.
+-- Memory is the process's peak resident size less what it was with the inputs made, in the first
+-- run; the gradients of the inputs are in it. Time is the least of two runs.
 local lunce = require "lunce"
 local clock = require("lunce.progress").clock
 
@@ -51,16 +51,17 @@ if args.loss ~= "" then
   return
 end
 
-print(("%-8s %8s %10s %8s %12s %14s"):format("loss", "rows", "seconds", "growth", "MB", "of gradients"))
+local HEAD, ROW = "%-8s %8s %9s %8s %8s %13s", "%-8s %8d %9.3f %8s %8.1f %13.1f"
+print(HEAD:format("loss", "rows", "seconds", "growth", "MB", "of gradients"))
 for _, name in ipairs{ "nt_xent", "weince" } do
   local R, last = 8192, nil
   while R <= args.most do
-    local process = io.popen(("./lunce tests/bench/scale.lua --loss=%s --rows=%d --d=%d"):format(name,
-      R, args.d))
+    local command = "./lunce tests/bench/scale.lua --loss=%s --rows=%d --d=%d"
+    local process = io.popen(command:format(name, R, args.d))
     local seconds, mb = process:read("*n", "*n")
     process:close()
-    print(("%-8s %8d %10.3f %8s %12.1f %14.1f"):format(name, R, seconds,
-      last and ("%.2f x"):format(seconds / last) or "", mb, R * args.d * 4 / 2 ^ 20))
+    print(ROW:format(name, R, seconds, last and ("%.2f x"):format(seconds / last) or "", mb,
+      R * args.d * 4 / 2 ^ 20))
     R, last = 2 * R, seconds
   end
 end

@@ -5,6 +5,7 @@ local lunce = require "lunce"
 local progress = require "lunce.progress"
 
 local loss, similarity = lunce.loss, lunce.similarity
+local two = require "lunce.loss.views"
 
 local function views(R, d)
   return lunce.randn(R / 2, d, { seed = 1 }):requires_grad_(),
@@ -63,16 +64,46 @@ local function beside_row(name, fn, most)
     end }
 end
 
--- What nt_xent's link and its exponentials cost: the same tiles without them, as a share.
+-- ---- What a link costs -----------------------------------------------------------------------
+
+-- The same tiles without a link.
 local function bare(z_i, z_j)
-  return similarity.cosine(lunce.cat({ z_i, z_j }, 1)):sum():mean()
+  return similarity.cosine(lunce.cat({ z_i, z_j }, 1)):without_self():sum():mean()
 end
 
-local rows = {
+-- WEINCE's link, of weights that are given.
+local function mixture(lambda)
+  return function(z_i, z_j)
+    local S = similarity.cosine(lunce.cat({ z_i, z_j }, 1)):without_self()
+    return S:lse(function(s, mix) return two.mixture(s, 0.5, mix, 1) end, lambda):mean()
+  end
+end
+
+-- What fn takes over the bare tiles, in percent of what a step of `of` takes.
+local function link_row(name, fn, of, most)
+  local R, d = 8192, 128
+  return { name = name, unit = "%", better = "less", rounds = 5, target = { most = most },
+    sides = function()
+      return { lunce = function()
+        return 100 * (step_seconds(fn, R, d) - step_seconds(bare, R, d)) / step_seconds(of, R, d)
+      end }
+    end }
+end
+
+local function weince(z_i, z_j) return (loss.weince(z_i, z_j, { tau = 0.5 })) end
+
+-- Of any loss over two views, or over all rows with labels.
+local function named(name) return function(z_i, z_j) return (loss[name](z_i, z_j)) end end
+
+local labels = lunce.randint(1, 100, { 8192 }, { seed = 3 })
+local function sup_con(z_i, z_j) return loss.sup_con(lunce.cat({ z_i, z_j }, 1), labels) end
+
+return {
   time_row(512, 128), time_row(2048, 128), time_row(8192, 128),
   rate_row(8192, 128, 0.6), rate_row(8192, 512, 0.75),
-  beside_row("weince", function(a, b) return (loss.weince(a, b, { tau = 0.5 })) end, 1.6),
-  beside_row("a bare sum of s", bare),
+  beside_row("weince", weince, 1.6),
+  beside_row("hcl", named "hcl", 1.5), beside_row("sup_con", sup_con, 1.5),
+  beside_row("clip", named "clip", 1.5), beside_row("siglip", named "siglip", 1.5),
+  link_row("nt_xent's link", nt_xent, nt_xent, 8),
+  link_row("weince's link", mixture(lunce.rand(8192, 1, { seed = 4 })), weince, 20),
 }
-rows[#rows].target = nil
-return rows

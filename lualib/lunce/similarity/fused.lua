@@ -53,7 +53,8 @@ local function masks(S, held)
     if mask.index then rows = positions(mask.index, S.M) end
     if S.flipped then rows, columns = columns, rows end
     array[i - 1].kind = MASKS[mask.kind]
-    array[i - 1].row, array[i - 1].column = labels(rows, held), labels(columns, held)
+    array[i - 1].row = labels(rows, held)
+    array[i - 1].column = columns == rows and array[i - 1].row or labels(columns, held)
   end
   held[#held + 1] = array
   return array, #S.masks

@@ -153,6 +153,16 @@ static bool same_for_all_anchors(const ln_reduction *r) {
     return true;
 }
 
+static bool masks_are_even(const ln_reduction *r) {
+    for (int i = 0; i < r->n_masks; i++) {
+        const ln_mask *mask = &r->masks[i];
+        bool labels = mask->kind == LN_MASK_SAME || mask->kind == LN_MASK_DIFFERENT;
+        if (mask->kind != LN_MASK_SELF && !(labels && mask->row->data == mask->column->data))
+            return false;
+    }
+    return true;
+}
+
 static int64_t anchors(const tile_pass *pass, const ln_reduction *r) {
     return r->by_column ? pass->m : pass->n;
 }
@@ -166,6 +176,7 @@ static ln_status job_new(tile_job *job, arena *a, const tile_pass *pass, const l
     bool steady = r->kind == LN_REDUCE_SUM || shift != NULL;
     job->one_link = pass->symmetric && steady && same_for_all_anchors(r);
     job->both_at_once = pass->symmetric && (steady || pass->backward);
+    job->even = masks_are_even(r);
     if (shift != NULL) {
         job->shift = (real *)shift->data;
         return LN_OK;

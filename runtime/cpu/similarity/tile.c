@@ -260,8 +260,8 @@ static void forward_columns(worker *w, tile_job *job, bool flipped, mask_class m
     add_line(sum, gathered, n);
 }
 
-/* Forward, both halves at once, unmasked. */
-static void forward_both(worker *w, tile_job *job) {
+/* Forward, both halves at once. */
+static void forward_both(worker *w, tile_job *job, mask_class mask) {
     int64_t n = width(w);
     real *gathered = w->line2;
     memset(gathered, 0, (size_t)n * sizeof *gathered);
@@ -269,9 +269,8 @@ static void forward_both(worker *w, tile_job *job) {
     for (int64_t row = w->r.row0; row < w->r.row1; row++) {
         operand o[2];
         run_row(w, &job->both, o, NULL, row);
-        const real *x = masked(w, job, o[0], w->line, 0, MASK_FULL, false, row);
-        const real *y = o[1].array == o[0].array ? x : o[1].array;
-        if (y == NULL) y = writable(o[1], w->line3, n);
+        const real *x = masked(w, job, o[0], w->line, 0, mask, false, row), *y = x;
+        if (o[1].array != o[0].array) y = masked(w, job, o[1], w->line3, 0, mask, false, row);
         real sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t t = 0; t < n; t++) {
@@ -400,10 +399,11 @@ static void classify_job(const tile_job *job, tile_mode mode, tile_range r, mask
 static void run_job(worker *w, tile_job *job, tile_mode mode) {
     mask_class straight, flipped;
     classify_job(job, mode, w->r, &straight, &flipped);
-    if (job->both_at_once && straight == MASK_FULL && flipped == MASK_FULL) {
+    bool full = straight == MASK_FULL && flipped == MASK_FULL, empty = straight == MASK_EMPTY;
+    if (job->both_at_once && mode == TILE_MIRRORED && (full || (job->even && !empty))) {
         if (w->pass->backward)
-            backward_job(w, job, &job->both, job->one_link ? OF_ROWS : OF_BOTH, MASK_FULL);
-        else forward_both(w, job);
+            backward_job(w, job, &job->both, job->one_link ? OF_ROWS : OF_BOTH, straight);
+        else forward_both(w, job, straight);
         return;
     }
     run_orientation(w, job, false, straight);

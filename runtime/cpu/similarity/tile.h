@@ -23,10 +23,10 @@ typedef struct {
     bool fixed_shift; /* LSE: shift holds a bound; else the running maximum */
     bool one_link;    /* both halves of a symmetric tile take the same values */
     machine straight, flipped; /* anchors are the rows, the columns */
-    bool both_at_once;
-    machine both;                            /* both_at_once: serves the two of an unmasked tile */
-    real *shift;                             /* (anchors) */
-    double *sum;                             /* (anchors) */
+    bool both_at_once, even;   /* even: the masks admit (i,j) where they admit (j,i) */
+    machine both; /* both_at_once: serves the two where nothing is masked, or masks are even */
+    real *shift;  /* (anchors) */
+    double *sum;  /* (anchors) */
     double *dparameters[LN_LINK_PARAMETERS]; /* (N), or (M) for column parameters; NULL unwanted */
 } tile_job;
 
