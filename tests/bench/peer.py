@@ -1,5 +1,7 @@
-"""PyTorch's side of the bench: says "ready" and its version, then answers each line, "<name>
-<number> ...", with seconds a run. Run by run.lua: python3 tests/bench/peer.py <threads>"""
+"""PyTorch's side of the bench: says "ready", its version and the library of its matrix products, then
+answers each line, "<name> <number> ...", with seconds a run. Run by run.lua: python3
+tests/bench/peer.py <threads>"""
+import re
 import sys
 import time
 
@@ -60,7 +62,19 @@ answers = {
     "matmul": matmul,
 }
 
-print("ready", torch.__version__, flush=True)
+def products():
+    """The library that a product runs in: Debian's reference BLAS takes twenty times OpenBLAS's."""
+    with open("/proc/self/maps") as maps:
+        found = set(re.findall(r"/([^/\s]*(?:blas|mkl_core|torch_cpu)[^/\s]*)$", maps.read(), re.M))
+    for name in ("mkl_core", "openblas", "blas"):
+        match = sorted(library for library in found if name in library)
+        if match:
+            return match[0]
+    return "its own products"
+
+
+torch.mm(torch.ones(64, 64), torch.ones(64, 64))
+print("ready", torch.__version__, "with", products(), flush=True)
 for line in sys.stdin:
     name, *numbers = line.split()
     print("%.9g" % answers[name](*map(int, numbers)), flush=True)

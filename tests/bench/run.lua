@@ -157,7 +157,7 @@ local function main()
   local threads = lunce.threads()
   local tools = { threads = threads, python = args.python, native = start_native(threads),
     torch = serve(args.python .. " tests/bench/peer.py " .. threads, "peer") }
-  local torch = tools.torch and "PyTorch " .. tools.torch.greeting:match "%S+$"
+  local torch = tools.torch and "PyTorch " .. tools.torch.greeting:match "^ready (.*)"
     or ("no PyTorch: %s has no torch (%speer.log)"):format(args.python, BUILD)
   print(("%d threads, %s, load average %s; %s%s"):format(threads, lunce.isa(), load_average(),
     torch, tools.native and "" or ("; no oneDNN beside: see %snative.log"):format(BUILD)))

@@ -63,9 +63,14 @@ static ln_status run_rounds(const schedule *s, int team) {
     return LN_OK;
 }
 
-ln_status REAL(schedule_run)(const tile_pass *pass, bool square) {
+static void pack_side(const tile_pass *pass, const tile_side *side) {
+    int64_t parts = REAL(tile_side_parts)(side);
+#pragma omp parallel for schedule(static) num_threads(ln_team(side->height * pass->d))
+    for (int64_t part = 0; part < parts; part++) REAL(tile_pack_part)(pass, side, part);
+}
+
+static ln_status run_pairs(const tile_pass *pass, bool square) {
     int64_t larger = pass->n > pass->m ? pass->n : pass->m;
-    if (pass->n == 0 || pass->m == 0) return LN_OK;
     schedule s = {.pass = pass, .square = square};
     s.block_rows = REAL(tile_block_rows)(larger, pass->d);
     s.row_blocks = (pass->n + s.block_rows - 1) / s.block_rows;
@@ -77,5 +82,25 @@ ln_status REAL(schedule_run)(const tile_pass *pass, bool square) {
     if (s.scratch == NULL) return LN_OUT_OF_MEMORY;
     ln_status status = run_rounds(&s, team);
     ln_scratch_release(s.scratch);
+    return status;
+}
+
+/* Sides that take no more are packed once; of larger ones each pair packs its rows. */
+#define SIDES_BYTES ((int64_t)16 << 20)
+
+ln_status REAL(schedule_run)(const tile_pass *given, bool square) {
+    tile_pass pass = *given;
+    if (pass.n == 0 || pass.m == 0) return LN_OK;
+    int64_t bytes = REAL(tile_side_elements)(&pass, square) * (int64_t)sizeof(real);
+    real *memory = NULL;
+    if (bytes <= SIDES_BYTES) {
+        memory = ln_scratch_new((size_t)bytes, "similarity");
+        if (memory == NULL) return LN_OUT_OF_MEMORY;
+        REAL(tile_sides)(&pass, square, memory);
+        pack_side(&pass, &pass.q_side);
+        if (!square) pack_side(&pass, &pass.k_side);
+    }
+    ln_status status = run_pairs(&pass, square);
+    ln_scratch_release(memory);
     return status;
 }

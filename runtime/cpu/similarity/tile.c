@@ -82,13 +82,14 @@ static void gradient_product(real *c, const real *w, int64_t rw, int64_t cw, con
 
 /* ---- Packing ---- */
 
-/* A block of rows, scaled, padded with zeros to whole micro-tiles, in the layouts that the
- * products read. d is the padded depth, height the padded number of rows. */
+/* A block of rows, scaled, in the layouts that the products read; behind it lie as many rows, zeros
+ * or the next block's, as complete its micro-tiles. d is the padded depth, height the number of rows
+ * with those behind, stride that of the panels. */
 typedef struct {
-    int64_t first, count, height;
+    int64_t first, count, height, stride;
     real *rows;     /* (height, d) */
     real *columns;  /* panels of MICRO_COLUMNS rows: (height / MICRO_COLUMNS, d, MICRO_COLUMNS) */
-    real *panels;   /* panels of MICRO_COLUMNS features: (d / MICRO_COLUMNS, height, ...) */
+    real *panels;   /* panels of MICRO_COLUMNS features: (d / MICRO_COLUMNS, stride, ...) */
     real *gradient; /* (height, d) */
 } block;
 
@@ -112,7 +113,7 @@ static void pack_columns(block *b, int64_t padded) {
 static void pack_panels(block *b, int64_t padded) {
     for (int64_t k = 0; k < padded; k += MICRO_COLUMNS)
         for (int64_t i = 0; i < b->height; i++)
-            memcpy(b->panels + k * b->height + i * MICRO_COLUMNS, b->rows + i * padded + k,
+            memcpy(b->panels + k * b->stride + i * MICRO_COLUMNS, b->rows + i * padded + k,
                    MICRO_COLUMNS * sizeof *b->panels);
 }
 
@@ -444,10 +445,10 @@ static void run_tile(worker *w, tile_mode mode, const block *q, const block *k, 
     pad_weights(w, rows, columns);
     if (pass->dq != NULL)
         gradient_product(q->gradient + i * padded, w->w, TILE_COLUMNS, 1,
-                         k->panels + j * MICRO_COLUMNS, k->height, rows, width(w), padded);
+                         k->panels + j * MICRO_COLUMNS, k->stride, rows, width(w), padded);
     if (pass->dk != NULL)
         gradient_product(k->gradient + j * padded, w->w, 1, TILE_COLUMNS,
-                         q->panels + i * MICRO_COLUMNS, q->height, round_up(width(w), MICRO_ROWS),
+                         q->panels + i * MICRO_COLUMNS, q->stride, round_up(width(w), MICRO_ROWS),
                          w->r.row1 - w->r.row0, padded);
 }
 
@@ -477,7 +478,8 @@ size_t REAL(tile_scratch_bytes)(const tile_pass *pass, int64_t rows) {
             if (counts[c] > registers) registers = counts[c];
     }
     int64_t lines = (3 * (TILE_ROWS + MICRO_ROWS) + registers + 3) * TILE_COLUMNS;
-    return (size_t)(8 * block_elements + lines) * sizeof(real);
+    int64_t blocks = pass->q_side.rows != NULL ? 2 : 8;
+    return (size_t)(blocks * block_elements + lines) * sizeof(real);
 }
 
 static real *take(real **next, int64_t n) {
@@ -486,34 +488,82 @@ static real *take(real **next, int64_t n) {
     return p;
 }
 
-static void block_new(block *b, real **next, int64_t first, int64_t end, int64_t padded) {
-    b->first = first;
-    b->count = end - first;
-    b->height = padded_height(b->count);
+static void block_new(block *b, const tile_side *side, real **next, int64_t first, int64_t end,
+                      int64_t padded) {
+    *b = (block){.first = first, .count = end - first, .height = padded_height(end - first)};
+    b->gradient = take(next, b->height * padded);
+    if (side->rows != NULL) {
+        b->rows = side->rows + first * padded;
+        b->columns = side->columns + first * padded;
+        b->panels = side->panels + first * MICRO_COLUMNS;
+        b->stride = side->height;
+        return;
+    }
     b->rows = take(next, b->height * padded);
     b->columns = take(next, b->height * padded);
     b->panels = take(next, b->height * padded);
-    b->gradient = take(next, b->height * padded);
+    b->stride = b->height;
 }
 
 static void pack_pair(const tile_pass *pass, block *q, block *k, int64_t padded) {
     pack_rows(q, pass->q, pass->q_scale, pass->d, padded);
     pack_rows(k, pass->k, pass->k_scale, pass->d, padded);
     pack_columns(k, padded);
-    if (!pass->backward) return;
-    if (pass->dq != NULL) pack_panels(k, padded);
-    if (pass->dk != NULL) pack_panels(q, padded);
-    memset(q->gradient, 0, (size_t)(q->height * padded) * sizeof(real));
-    memset(k->gradient, 0, (size_t)(k->height * padded) * sizeof(real));
+    if (pass->backward && pass->dq != NULL) pack_panels(k, padded);
+    if (pass->backward && pass->dk != NULL) pack_panels(q, padded);
 }
+
+/* ---- Whole sides ---- */
+
+int64_t REAL(tile_side_elements)(const tile_pass *pass, bool square) {
+    int64_t rows = padded_height(pass->n) + (square ? 0 : padded_height(pass->m));
+    return 3 * rows * round_up(pass->d, MICRO_COLUMNS);
+}
+
+void REAL(tile_sides)(tile_pass *pass, bool square, real *memory) {
+    tile_side *sides[] = {&pass->q_side, &pass->k_side};
+    for (int i = 0; i < (square ? 1 : 2); i++) {
+        int64_t height = padded_height(i == 0 ? pass->n : pass->m);
+        int64_t elements = height * round_up(pass->d, MICRO_COLUMNS);
+        *sides[i] = (tile_side){height, memory, memory + elements, memory + 2 * elements};
+        memory += 3 * elements;
+    }
+    if (square) pass->k_side = pass->q_side;
+}
+
+enum { PART_ROWS = 2 * TILE_ROWS }; /* whole panels */
+
+int64_t REAL(tile_side_parts)(const tile_side *side) {
+    return (side->height + PART_ROWS - 1) / PART_ROWS;
+}
+
+void REAL(tile_pack_part)(const tile_pass *pass, const tile_side *side, int64_t part) {
+    int64_t padded = round_up(pass->d, MICRO_COLUMNS), first = part * PART_ROWS;
+    bool of_q = side == &pass->q_side;
+    int64_t have = (of_q ? pass->n : pass->m) - first, left = side->height - first;
+    block b = {.first = first,
+               .count = have < 0           ? 0
+                        : have < PART_ROWS ? have
+                                           : PART_ROWS,
+               .height = left < PART_ROWS ? left : PART_ROWS,
+               .stride = side->height,
+               .rows = side->rows + first * padded,
+               .columns = side->columns + first * padded,
+               .panels = side->panels + first * MICRO_COLUMNS};
+    pack_rows(&b, of_q ? pass->q : pass->k, of_q ? pass->q_scale : pass->k_scale, pass->d, padded);
+    pack_columns(&b, padded);
+    if (pass->backward) pack_panels(&b, padded);
+}
+
+/* ---- A pair ---- */
 
 void REAL(tile_pair)(const tile_pass *pass, void *scratch, tile_mode mode, int64_t row0,
                      int64_t row1, int64_t column0, int64_t column1) {
     real *next = scratch;
     int64_t padded = round_up(pass->d, MICRO_COLUMNS);
     block q, k;
-    block_new(&q, &next, row0, row1, padded);
-    block_new(&k, &next, column0, column1, padded);
+    block_new(&q, &pass->q_side, &next, row0, row1, padded);
+    block_new(&k, &pass->k_side, &next, column0, column1, padded);
     worker w = {.pass = pass};
     w.s = take(&next, (TILE_ROWS + MICRO_ROWS) * TILE_COLUMNS);
     w.w = take(&next, (TILE_ROWS + MICRO_ROWS) * TILE_COLUMNS);
@@ -522,7 +572,11 @@ void REAL(tile_pair)(const tile_pass *pass, void *scratch, tile_mode mode, int64
     w.line2 = take(&next, TILE_COLUMNS);
     w.line3 = take(&next, TILE_COLUMNS);
     w.registers = next;
-    pack_pair(pass, &q, &k, padded);
+    if (pass->q_side.rows == NULL) pack_pair(pass, &q, &k, padded);
+    if (pass->backward) {
+        memset(q.gradient, 0, (size_t)(q.height * padded) * sizeof(real));
+        memset(k.gradient, 0, (size_t)(k.height * padded) * sizeof(real));
+    }
     for (int64_t j = column0; j < column1; j += TILE_COLUMNS)
         for (int64_t i = row0; i < row1; i += TILE_ROWS) {
             w.r = (tile_range){i, i + TILE_ROWS < row1 ? i + TILE_ROWS : row1, j,

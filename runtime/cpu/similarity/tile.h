@@ -30,6 +30,13 @@ typedef struct {
     double *dparameters[LN_LINK_PARAMETERS]; /* (N), or (M) for column parameters; NULL unwanted */
 } tile_job;
 
+/* All rows of q or of k, scaled and in the layouts that the products read (tile.c). rows NULL: each
+ * pair packs its own. */
+typedef struct {
+    int64_t height;
+    real *rows, *columns, *panels;
+} tile_side;
+
 typedef struct {
     bool backward, symmetric;
     int64_t n, m, d;
@@ -38,7 +45,14 @@ typedef struct {
     real *dq, *dk;                 /* gradients of the scaled rows; NULL: not wanted */
     int n_jobs;
     tile_job *jobs;
+    tile_side q_side, k_side;
 } tile_pass;
+
+/* Elements that both sides take (one where q is k), and the parts in which they are packed. */
+int64_t REAL(tile_side_elements)(const tile_pass *pass, bool square);
+void REAL(tile_sides)(tile_pass *pass, bool square, real *memory);
+int64_t REAL(tile_side_parts)(const tile_side *side);
+void REAL(tile_pack_part)(const tile_pass *pass, const tile_side *side, int64_t part);
 
 /* Rows in a block of a pair, for rows of d elements: what fits the second-level cache. */
 int64_t REAL(tile_block_rows)(int64_t rows, int64_t d);
