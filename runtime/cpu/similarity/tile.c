@@ -83,8 +83,8 @@ static void gradient_product(real *c, const real *w, int64_t rw, int64_t cw, con
 /* ---- Packing ---- */
 
 /* A block of rows, scaled, in the layouts that the products read; behind it lie as many rows, zeros
- * or the next block's, as complete its micro-tiles. d is the padded depth, height the number of rows
- * with those behind, stride that of the panels. */
+ * or the next block's, as complete its micro-tiles. d is the padded depth, height the number of
+ * rows with those behind, stride that of the panels. */
 typedef struct {
     int64_t first, count, height, stride;
     real *rows;     /* (height, d) */
@@ -452,15 +452,25 @@ static void run_tile(worker *w, tile_mode mode, const block *q, const block *k, 
                          w->r.row1 - w->r.row0, padded);
 }
 
-/* About 24 blocks, more where they would leave the cache: whole vectors, and as many as let two
- * threads share a round's meetings alike. */
+/* What two threads take for blocks of this size, in entries of the matrix: the blocks by
+ * themselves, then rounds of meetings, and some entries' worth for each row of a pair. */
+static int64_t cost_of(int64_t rows, int64_t size) {
+    int64_t blocks = (rows + size - 1) / size, meetings = blocks / 2;
+    int64_t rounds = blocks - 1 + blocks % 2;
+    return ((blocks + 1) / 2 + rounds * ((meetings + 1) / 2)) * (size * size + 20 * size);
+}
+
+/* About 24 blocks at least, but none too small for a tile, nor too large for the cache: of those,
+ * the whole vectors that two threads share out best. */
 int64_t REAL(tile_block_rows)(int64_t rows, int64_t d) {
     int64_t most = (1 << 19) / ((int64_t)sizeof(real) * round_up(d, MICRO_COLUMNS));
-    int64_t wanted = rows / 24 < most ? rows / 24 : most;
-    wanted = round_up(wanted > TILE_ROWS ? wanted : TILE_ROWS, MICRO_COLUMNS);
-    for (int64_t size = wanted; size < 3 * wanted / 2; size += MICRO_COLUMNS)
-        if ((rows + size - 1) / size % 4 <= 1) return size;
-    return wanted;
+    int64_t least = round_up(TILE_ROWS, MICRO_COLUMNS), largest = rows / 24;
+    if (largest > most) largest = most;
+    if (largest < 4 * least / 3) largest = 4 * least / 3;
+    int64_t best = least;
+    for (int64_t size = least; size <= largest; size += MICRO_COLUMNS)
+        if (cost_of(rows, size) < cost_of(rows, best)) best = size;
+    return best;
 }
 
 /* Heights cover whole micro-tiles of both kinds, and the last tile's overhang. */
