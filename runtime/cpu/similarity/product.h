@@ -1,0 +1,76 @@
+/* The products of a tile by micro-kernels, which the compiler keeps in registers: the similarities
+ * of two blocks of rows, and what their weights give the gradients. Everything is in the layouts
+ * that tile.c packs. Internal to cpu/. */
+#ifndef LN_CPU_PRODUCT_H
+#define LN_CPU_PRODUCT_H
+#include "machine.h"
+
+/* The micro-kernel's tile: ROWS x COLUMNS accumulators fill the vector registers. */
+#if defined __AVX512F__
+enum { VECTOR_BYTES = 64, MICRO_ROWS = 12 };
+#elif defined __AVX2__
+enum { VECTOR_BYTES = 32, MICRO_ROWS = 6 };
+#else
+enum { VECTOR_BYTES = 16, MICRO_ROWS = 6 };
+#endif
+enum {
+    LANES = VECTOR_BYTES / (int)sizeof(real),
+    MICRO_COLUMNS = 2 * LANES,
+    TILE_ROWS = 96,         /* tiles are whole numbers of micro-tiles, and so are their */
+    TILE_COLUMNS = SEGMENT, /* transposes: multiples of MICRO_ROWS and MICRO_COLUMNS */
+    DEPTH = 256             /* a panel of DEPTH x MICRO_COLUMNS stays in L1 */
+};
+_Static_assert(TILE_ROWS % MICRO_ROWS == 0 && TILE_COLUMNS % MICRO_ROWS == 0 &&
+                   TILE_COLUMNS % MICRO_COLUMNS == 0,
+               "tiles are whole numbers of micro-tiles");
+typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real))));
+
+static inline int64_t round_up(int64_t n, int64_t to) {
+    return (n + to - 1) / to * to;
+}
+
+/* c (MICRO_ROWS x MICRO_COLUMNS) = or += a b over k; a(i,k) at a[i * ra + k * ca]; b is a panel. */
+static inline __attribute__((always_inline)) void micro_kernel(real *c, int64_t ldc, const real *a,
+                                                               int64_t ra, int64_t ca,
+                                                               const real *b, int64_t K, bool add) {
+    vector sum[MICRO_ROWS][2];
+    for (int i = 0; i < MICRO_ROWS; i++)
+        for (int j = 0; j < 2; j++)
+            sum[i][j] = add ? *(vector *)(c + i * ldc + j * LANES) : (vector){0};
+    for (int64_t k = 0; k < K; k++) {
+        vector b0 = *(const vector *)(b + k * MICRO_COLUMNS);
+        vector b1 = *(const vector *)(b + k * MICRO_COLUMNS + LANES);
+#pragma GCC unroll 16
+        for (int i = 0; i < MICRO_ROWS; i++) {
+            vector x = a[i * ra + k * ca] - (vector){0};
+            sum[i][0] += x * b0;
+            sum[i][1] += x * b1;
+        }
+    }
+    for (int i = 0; i < MICRO_ROWS; i++)
+        for (int j = 0; j < 2; j++) *(vector *)(c + i * ldc + j * LANES) = sum[i][j];
+}
+
+/* c (rows x columns, ldc apart) = a (rows x d, row-major) times panels of (d x MICRO_COLUMNS). */
+static inline void similarity_product(real *c, int64_t ldc, const real *a, const real *panels,
+                                      int64_t rows, int64_t columns, int64_t d) {
+    for (int64_t k = 0; k < d; k += DEPTH)
+        for (int64_t j = 0; j < columns; j += MICRO_COLUMNS)
+            for (int64_t i = 0; i < rows; i += MICRO_ROWS) {
+                int64_t K = d - k < DEPTH ? d - k : DEPTH;
+                micro_kernel(c + i * ldc + j, ldc, a + i * d + k, d, 1,
+                             panels + j * d + k * MICRO_COLUMNS, K, k > 0);
+            }
+}
+
+/* c (rows x d, row-major) += w (rows x K by strides) times the panels of a (K x d) matrix, each
+ * `height` rows high. */
+static inline void gradient_product(real *c, const real *w, int64_t rw, int64_t cw,
+                                    const real *panels, int64_t height, int64_t rows, int64_t K,
+                                    int64_t d) {
+    for (int64_t j = 0; j < d; j += MICRO_COLUMNS)
+        for (int64_t i = 0; i < rows; i += MICRO_ROWS)
+            micro_kernel(c + i * d + j, d, w + i * rw, rw, cw, panels + j * height, K, true);
+}
+
+#endif
