@@ -127,15 +127,37 @@ local function check_layout(head, sorted, data_size)
   end
 end
 
+local chunk = ffi.new("uint8_t[?]", LARGE)
+
+-- The bytes of one tensor, which are bools.
+local function check_bools(head, file, first, last)
+  for at = first, last - 1, LARGE do
+    local n = math.min(LARGE, last - at)
+    lib.check(C.ln_file_read(chunk, file, at, n))
+    for i = 0, n - 1 do
+      if chunk[i] > 1 then
+        head.fail(("byte %.0f is %d where a bool is 0 or 1"):format(at + i, chunk[i]))
+      end
+    end
+  end
+end
+
 -- All that can be known of a file before a tensor is made.
-local function check(head, data_size)
-  local sorted, reached = true, 0
+local function check(head, file, data_start, data_size)
+  local sorted, reached, bools = true, 0, false
+  local function is_bool(entry) return head:pick(entry.dtype, forms) == "BOOL" end
   head:scan(function(entry)
     check_entry(head, entry, data_size)
     sorted = sorted and entry.data_offsets[1] >= reached
     reached = entry.data_offsets[2]
+    bools = bools or is_bool(entry)
   end)
   check_layout(head, sorted, data_size)
+  for i = 0, bools and head.tensors - 1 or -1 do
+    if is_bool(head:tensor(head.place[i])) then
+      check_bools(head, file, data_start + head.first[i], data_start + head.last[i])
+    end
+  end
 end
 
 local extents = ffi.new("int64_t[?]", 8)
@@ -160,7 +182,7 @@ function M.load(path)
   return files.with_opened(path, "safetensors.load", function(file)
     local size = tonumber(C.ln_file_size(file))
     local head, data_start = read_header(file, size, fail)
-    check(head, size - data_start)
+    check(head, file, data_start, size - data_start)
     local tensors = {}
     for i = 0, head.tensors - 1 do
       local entry = head:tensor(head.place[i])
