@@ -449,6 +449,28 @@ describe("the similarity engine", function()
     end
   end)
 
+  -- In a process of its own, where nothing but an option creates tensors on the device.
+  it("serves every loss of two views, which stays on its inputs' device", function()
+    local status, text = run("DEVICE=", [[
+      local lunce = require "lunce"
+      local z_i, z_j = lunce.randn(20, 6, { seed = 1 }), lunce.randn(20, 6, { seed = 2 })
+      for _, name in ipairs(lunce.loss.names()) do
+        if table.concat(lunce.loss[name].takes, " "):match "^z_i %S+ z_j %S+$" then
+          local x, y = z_i:clone():requires_grad_(), z_i:cuda():requires_grad_()
+          local expected, value = lunce.loss[name](x, z_j), lunce.loss[name](y, z_j:cuda())
+          expected:backward()
+          value:backward()
+          local off = (y.grad:cpu() - x.grad):norm():item() / x.grad:norm():item()
+          local close = math.abs(value:item() / expected:item() - 1) < 1e-5 and off < 1e-4
+          print(name, value.device == "cuda:0" and close)
+        end
+      end]])
+    assert.equal(0, status, text)
+    local _, count = text:gsub("\ttrue\n", "")
+    assert.is_true(count >= 15, text)
+    assert.is_nil(text:find "false", text)
+  end)
+
   it("refuses a link with too many values at once", function()
     local link = require "lunce.link"
     local S = similarity.cosine(lunce.randn(4, 3, { seed = 1, device = "cuda" }))
