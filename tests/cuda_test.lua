@@ -436,7 +436,7 @@ describe("the similarity engine", function()
         return S:lse(f, beta, tau), similarity.cosine(a, b):t():sum(function(s) return s * s end)
       end)
       local values, columns = S:topk(7)
-      local tail = S:tail { k = 20 };
+      local tail = S:tail { k = 50 };
       (lse:square():sum() + sum:square():sum() + values:sum()):backward()
       return lse, sum, values, columns, S:count(), tail.rho, tail.beta_hat, a.grad, b.grad,
         beta.grad, tau.grad

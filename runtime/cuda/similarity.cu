@@ -2,7 +2,7 @@
  * which the sums of its rows and columns and the weights of the gradients are taken. Builds the
  * programs of reductions; computes no similarities. Invariants: an anchor's sums are carried from
  * tile to tile by one thread and taken in a fixed order; a masked entry is never evaluated. */
-#include "program.h"
+#include "machine.h"
 #include "tile.h"
 
 static const char *const WHAT = "similarity";

@@ -1,6 +1,6 @@
 /* Making link programs: which steps a value needs, and which register each of them has. Holds no
  * kernels. Invariant: a register is given out anew only after its last reader. */
-#include "program.h"
+#include "machine.h"
 
 /* ORDER LINK */
 static int operands_of(int op) {

@@ -1,8 +1,8 @@
 /* Link programs on a device: what the host makes of a link's steps, and running it for one entry of
  * the matrix. Knows no tiles and no reductions. Invariants: a program reads only registers that an
  * earlier instruction wrote; it never takes more than PROGRAM_REGISTERS of them. */
-#ifndef LN_CUDA_PROGRAM_H
-#define LN_CUDA_PROGRAM_H
+#ifndef LN_CUDA_MACHINE_H
+#define LN_CUDA_MACHINE_H
 #include "cuda.h"
 
 enum {
