@@ -237,21 +237,45 @@ static int64_t count_row(const counter *c, int64_t row) {
     return count_wide(c, row) - n;
 }
 
+/* Copies of the masks with labels in host memory, which `held` (2 LN_MAX_MASKS) owns. */
+static ln_status fetch_masks(ln_mask *out, ln_tensor **held, int n_masks, const ln_mask *masks) {
+    for (int i = 0; i < n_masks; i++) {
+        out[i] = masks[i];
+        const ln_tensor **side[] = {&out[i].row, &out[i].column};
+        for (int j = 0; j < 2; j++) {
+            if (*side[j] == NULL) continue;
+            ln_status status = ln_on_host(&held[2 * i + j], *side[j]);
+            if (status != LN_OK) return status;
+            *side[j] = held[2 * i + j];
+        }
+    }
+    return LN_OK;
+}
+
+/* Where the masks' labels lie. */
+static int device_of(int n_masks, const ln_mask *masks) {
+    for (int i = 0; i < n_masks && i < LN_MAX_MASKS; i++)
+        if (masks[i].row != NULL) return ln_device(masks[i].row);
+    return LN_CPU;
+}
+
 ln_status ln_similarity_count(ln_tensor **out, int64_t n, int64_t m, int n_masks,
                               const ln_mask *masks) {
     ln_status status;
     const ln_tensor *given = *out;
+    ln_mask here[LN_MAX_MASKS];
+    ln_tensor *held[2 * LN_MAX_MASKS] = {0};
     counter c = {0};
-    LN_TRY(ln_masks_check(n_masks, masks, LN_CPU, n, m));
-    LN_TRY(counter_new(&c, m, n_masks, masks));
+    LN_TRY(ln_masks_check(n_masks, masks, device_of(n_masks, masks), n, m));
+    LN_TRY(fetch_masks(here, held, n_masks, masks));
+    LN_TRY(counter_new(&c, m, n_masks, here));
     LN_TRY(ln_out(out, LN_INT64, LN_CPU, 1, &n, "similarity"));
 #pragma omp parallel for num_threads(ln_team(c.n_wide > 1 ? n * m : n))
     for (int64_t i = 0; i < n; i++)
         ((int64_t *)(*out)->data)[i * (*out)->stride[0]] = count_row(&c, i);
-    ln_scratch_release(c.sorted);
-    return LN_OK;
 fail:
+    for (int i = 0; i < 2 * LN_MAX_MASKS; i++) ln_tensor_release(held[i]);
     ln_scratch_release(c.sorted);
-    ln_out_fail(out, given);
+    if (status != LN_OK) ln_out_fail(out, given);
     return status;
 }

@@ -1,7 +1,8 @@
 /* The public similarity operators: checks q, k, links, parameters and masks, decides for each
  * log-sum-exp between a fixed shift and a running maximum, makes the outputs, and calls the
- * backend. No element loops over the matrix. Invariant: what reaches a backend is contiguous and
- * of one dtype, and every index and step is in range. */
+ * backend. No element loops over the matrix; what has one element for a row or a column is read on
+ * the host. Invariant: what reaches a backend is contiguous and of one dtype, and every index and
+ * step is in range. */
 #include "similarity.h"
 #include "link.h"
 
@@ -21,9 +22,6 @@ ln_status ln_similarity_check(const ln_tensor *q, const ln_tensor *k) {
     const ln_tensor *inputs[] = {q, k};
     ln_status status = ln_check_inputs("similarity", k != NULL ? 2 : 1, inputs);
     if (status != LN_OK) return status;
-    if (ln_backend_of(ln_device(q))->similarity_forward == NULL)
-        return ln_fail(LN_NO_DEVICE, "similarity: is computed on the cpu only; q is on %s",
-                       ln_text_device(ln_device(q)));
     if (q->ndim != 2 || (q->dtype != LN_FLOAT32 && q->dtype != LN_FLOAT64))
         return ln_fail(LN_BAD_ARGUMENT, "similarity: q is %s; (N,d) float32 or float64 is taken",
                        ln_text(q));
@@ -131,35 +129,45 @@ static ln_status check_all(const ln_tensor *q, const ln_tensor *k, int n, const 
 
 /* ---- The shift ---- */
 
-static double largest_norm(const ln_tensor *x) {
-    double most = 0;
-    size_t size = ln_dtype_size(x->dtype);
-    for (int64_t i = 0; i < x->shape[0]; i++) {
-        double sum = 0;
-        for (int64_t j = 0; j < x->shape[1]; j++) {
-            double v = ln_element_get(x->dtype, x->data + (size_t)(i * x->shape[1] + j) * size);
-            sum += v * v;
-        }
-        if (!(sum <= most)) most = sum; /* a NaN stays */
-    }
-    return sqrt(most);
+ln_status ln_on_host(ln_tensor **out, const ln_tensor *x) {
+    return ln_device(x) == LN_CPU ? ln_tensor_alias(out, x) : ln_to_device(out, x, LN_CPU);
+}
+
+static double number_at(const ln_tensor *t, int64_t i) {
+    return ln_element_get(t->dtype, t->data + (size_t)i * ln_dtype_size(t->dtype));
+}
+
+static ln_status largest_norm(double *out, const ln_tensor *x) {
+    ln_tensor *norms = NULL, *host = NULL;
+    ln_status status;
+    LN_TRY(ln_reduce(&norms, LN_NORM, x, 1u << 1, false, 2));
+    LN_TRY(ln_on_host(&host, norms));
+    *out = 0;
+    for (int64_t i = 0; i < host->numel; i++)
+        if (!(number_at(host, i) <= *out)) *out = number_at(host, i); /* a NaN stays */
+fail:
+    ln_tensor_release(norms);
+    ln_tensor_release(host);
+    return status;
 }
 
 /* The range of the similarities: cosines, or Cauchy and Schwarz's bound of dot products. */
-static ln_interval similarity_range(const ln_tensor *q, const ln_tensor *k, bool cosine) {
-    double most = cosine ? 1 : largest_norm(q) * largest_norm(k != NULL ? k : q);
-    most *= 1 + COSINE_SLACK;
-    return (ln_interval){-most, most};
-}
-
-static double parameter_at(const ln_tensor *t, int64_t i) {
-    return ln_element_get(t->dtype, t->data + (size_t)i * ln_dtype_size(t->dtype));
+static ln_status similarity_range(ln_interval *range, const ln_tensor *q, const ln_tensor *k,
+                                  bool cosine) {
+    double of_q = 1, of_k = 1;
+    ln_status status = LN_OK;
+    if (!cosine) status = largest_norm(&of_q, q);
+    of_k = of_q;
+    if (!cosine && k != NULL && status == LN_OK) status = largest_norm(&of_k, k);
+    double most = of_q * of_k * (1 + COSINE_SLACK);
+    *range = (ln_interval){-most, most};
+    return status;
 }
 
 static ln_interval parameter_range(const ln_tensor *t) {
     ln_interval r = {INFINITY, -INFINITY};
     for (int64_t i = 0; i < t->numel; i++) {
-        double v = parameter_at(t, i);
+        double v = number_at(t, i);
         r.low = fmin(r.low, v);
         r.high = fmax(r.high, v);
     }
@@ -167,9 +175,10 @@ static ln_interval parameter_range(const ln_tensor *t) {
 }
 
 /* The bounds of f for each anchor: the anchors' own parameters are known, the others lie in their
- * range. Stores the upper bounds, and tells whether a fixed shift at them serves every anchor. */
+ * range. Stores the upper bounds, and tells whether a fixed shift at them serves every anchor.
+ * Shift and values (the parameters') are in host memory. */
 static ln_status bound_anchors(bool *serves, ln_tensor *shift, const ln_reduction *r,
-                               ln_interval s) {
+                               ln_tensor *const *values, ln_interval s) {
     ln_interval steps[LN_LINK_STEPS], parameters[LN_LINK_PARAMETERS];
     int own = r->by_column ? LN_PARAMETER_COLUMN : LN_PARAMETER_ROW;
     double spread = shift->dtype == LN_FLOAT64 ? SPREAD_FLOAT64 : SPREAD_FLOAT32;
@@ -177,13 +186,13 @@ static ln_status bound_anchors(bool *serves, ln_tensor *shift, const ln_reductio
     bool any_own = false;
     for (int p = 0; p < r->n_parameters; p++) {
         any_own |= r->parameters[p].kind == own;
-        parameters[p] = parameter_range(r->parameters[p].value);
+        parameters[p] = parameter_range(values[p]);
     }
     *serves = true;
     for (int64_t i = 0; i < shift->numel; i++) {
         for (int p = 0; p < r->n_parameters; p++) {
             double v = 0;
-            if (r->parameters[p].kind == own) v = parameter_at(r->parameters[p].value, i);
+            if (r->parameters[p].kind == own) v = number_at(values[p], i);
             if (r->parameters[p].kind == own) parameters[p] = (ln_interval){v, v};
         }
         if (i == 0 || any_own) {
@@ -197,52 +206,68 @@ static ln_status bound_anchors(bool *serves, ln_tensor *shift, const ln_reductio
     return LN_OK;
 }
 
-typedef struct {
-    ln_tensor *made[LN_MAX_REDUCTIONS];
-    const ln_tensor *used[LN_MAX_REDUCTIONS]; /* NULL: a running maximum */
-} shifts;
-
-/* The bounds of a sum are wanted for what they refuse. */
-static ln_status choose_shifts(shifts *c, const ln_tensor *q, const ln_tensor *k, bool cosine,
-                               int n, const ln_reduction *r) {
-    ln_interval s = similarity_range(q, k, cosine);
-    for (int i = 0; i < n; i++) {
-        int64_t anchors = r[i].by_column && k != NULL ? k->shape[0] : q->shape[0];
-        bool serves;
-        ln_status status = ln_out(&c->made[i], q->dtype, ln_device(q), 1, &anchors, "similarity");
-        if (status == LN_OK) status = bound_anchors(&serves, c->made[i], &r[i], s);
-        if (status != LN_OK) return status;
-        if (serves && r[i].kind == LN_REDUCE_LSE) c->used[i] = c->made[i];
+/* Makes *shift, on `device`, where a fixed shift serves the reduction; else leaves it NULL. The
+ * bounds of a sum are wanted for what they refuse. */
+static ln_status choose_shift(ln_tensor **shift, const ln_reduction *r, int64_t anchors, int dtype,
+                              int device, ln_interval s) {
+    ln_tensor *values[LN_LINK_PARAMETERS] = {0}, *bounds = NULL;
+    bool serves;
+    ln_status status;
+    for (int p = 0; p < r->n_parameters; p++)
+        LN_TRY(ln_on_host(&values[p], r->parameters[p].value));
+    LN_TRY(ln_out(&bounds, dtype, LN_CPU, 1, &anchors, "similarity"));
+    LN_TRY(bound_anchors(&serves, bounds, r, values, s));
+    if (!serves || r->kind != LN_REDUCE_LSE) goto fail;
+    if (device != LN_CPU) {
+        LN_TRY(ln_to_device(shift, bounds, device));
+    } else {
+        *shift = bounds;
+        bounds = NULL;
     }
-    return LN_OK;
+fail:
+    ln_tensor_release(bounds);
+    for (int p = 0; p < LN_LINK_PARAMETERS; p++) ln_tensor_release(values[p]);
+    return status;
 }
 
-static void release_shifts(shifts *c) {
-    for (int i = 0; i < LN_MAX_REDUCTIONS; i++) ln_tensor_release(c->made[i]);
+/* For each reduction; NULL: a running maximum. */
+static ln_status choose_shifts(ln_tensor **shifts, const ln_tensor *q, const ln_tensor *k,
+                               bool cosine, int n, const ln_reduction *r) {
+    ln_interval s;
+    ln_status status = similarity_range(&s, q, k, cosine);
+    for (int i = 0; i < n && status == LN_OK; i++) {
+        int64_t anchors = r[i].by_column && k != NULL ? k->shape[0] : q->shape[0];
+        status = choose_shift(&shifts[i], &r[i], anchors, q->dtype, ln_device(q), s);
+    }
+    return status;
+}
+
+static void release_all(ln_tensor *const *t, int n) {
+    for (int i = 0; i < n; i++) ln_tensor_release(t[i]);
 }
 
 /* ---- The operators ---- */
 
 ln_status ln_similarity_forward(ln_tensor **out, const ln_tensor *q, const ln_tensor *k,
                                 bool cosine, int n, const ln_reduction *reductions) {
-    ln_tensor *made[LN_MAX_REDUCTIONS] = {0};
-    shifts c = {0};
+    ln_tensor *made[LN_MAX_REDUCTIONS] = {0}, *shifts[LN_MAX_REDUCTIONS] = {0};
     ln_status status;
     LN_TRY(check_all(q, k, n, reductions));
-    LN_TRY(choose_shifts(&c, q, k, cosine, n, reductions));
+    LN_TRY(choose_shifts(shifts, q, k, cosine, n, reductions));
     for (int i = 0; i < n; i++) {
         int64_t anchors = reductions[i].by_column && k != NULL ? k->shape[0] : q->shape[0];
         LN_TRY(ln_out(&made[i], q->dtype, ln_device(q), 1, &anchors, "similarity"));
     }
-    LN_TRY(
-        ln_backend_of(ln_device(q))->similarity_forward(made, q, k, cosine, n, reductions, c.used));
+    LN_TRY(ln_backend_of(ln_device(q))
+               ->similarity_forward(made, q, k, cosine, n, reductions,
+                                    (const ln_tensor *const *)shifts));
     for (int i = 0; i < n; i++) {
         out[i] = made[i];
         made[i] = NULL;
     }
 fail:
-    for (int i = 0; i < LN_MAX_REDUCTIONS; i++) ln_tensor_release(made[i]);
-    release_shifts(&c);
+    release_all(made, LN_MAX_REDUCTIONS);
+    release_all(shifts, LN_MAX_REDUCTIONS);
     return status;
 }
 
@@ -295,18 +320,18 @@ ln_status ln_similarity_backward(ln_tensor **dq, ln_tensor **dk, ln_tensor **dpa
                                  const ln_tensor *q, const ln_tensor *k, bool cosine, int n,
                                  const ln_reduction *reductions) {
     gradients g = {0};
-    shifts c = {0};
+    ln_tensor *shifts[LN_MAX_REDUCTIONS] = {0};
     int count = 0;
     ln_status status;
     LN_TRY(check_all(q, k, n, reductions));
     LN_TRY(check_cotangents(dy, y, q, k, n, reductions));
     if (k == NULL && dk != NULL)
         LN_TRY(ln_fail(LN_BAD_ARGUMENT, "similarity: there is no k to take a gradient"));
-    LN_TRY(choose_shifts(&c, q, k, cosine, n, reductions));
+    LN_TRY(choose_shifts(shifts, q, k, cosine, n, reductions));
     LN_TRY(make_gradients(&g, dq != NULL, dk != NULL, q, k, n, reductions));
     LN_TRY(ln_backend_of(ln_device(q))
                ->similarity_backward(g.dq, g.dk, g.parameters, dy, y, q, k, cosine, n, reductions,
-                                     c.used));
+                                     (const ln_tensor *const *)shifts));
     for (int i = 0; i < n; i++) count += reductions[i].n_parameters;
     if (dq != NULL) *dq = g.dq;
     if (dk != NULL) *dk = g.dk;
@@ -316,8 +341,7 @@ ln_status ln_similarity_backward(ln_tensor **dq, ln_tensor **dk, ln_tensor **dpa
 fail:
     ln_tensor_release(g.dq);
     ln_tensor_release(g.dk);
-    for (int i = 0; i < LN_MAX_REDUCTIONS * LN_LINK_PARAMETERS; i++)
-        ln_tensor_release(g.parameters[i]);
-    release_shifts(&c);
+    release_all(g.parameters, LN_MAX_REDUCTIONS * LN_LINK_PARAMETERS);
+    release_all(shifts, LN_MAX_REDUCTIONS);
     return status;
 }

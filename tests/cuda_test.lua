@@ -189,6 +189,7 @@ local STEP = [[
   try(function()
     local x, w = lunce.randn(4, 6, 9, 9, GPU):requires_grad_(), lunce.randn(6, 3, 3, 3, GPU)
     local rows = lunce.randint(1, 4, { 7 }, GPU)
+    local function S() return lunce.similarity.cosine(x:flatten(2)):without_self() end
     w:requires_grad_()
     for _, f in ipairs {
       function() return lunce.conv2d(x, w, nil, { groups = 2 }) end,
@@ -199,9 +200,12 @@ local STEP = [[
       function() return lunce.max_pool2d(x, 3, { stride = 2 }) end,
       function() return x:flatten(2):matmul(x:flatten(2):t()) end,
       function() return x:var() end,
+      function() return S():lse(function(s) return s / 0.001 end) end,
+      function() return (S():topk(2)) end,
     } do
       try(function() f():sum():backward() end)
     end
+    try(function() return S():tail { pooled = true } end)
     try(function() return lunce.rand(50000, GPU):sum():item() end)
   end)
   print(failures)]]
@@ -402,11 +406,85 @@ it("the same bits ten times", function()
   local first
   for _ = 1, 10 do
     local sums = lunce.zeros(9, 1001, GPU):scatter_add(1, rows:unsqueeze(2):expand(-1, 1001), x)
+    local z = x:narrow(1, 1, 40):clone():requires_grad_()
+    local S = lunce.similarity.cosine(z):without_self()
+    local lse = S:lse(function(s) return s / 0.1 end);
+    (lse + S:at(rows:narrow(1, 1, 40))):sum():backward()
     local all = lunce.cat({ x:sum(1), x:var(2), x:logsumexp(2), sums:flatten(),
-      x:matmul(x:t()):flatten() }, 1)
+      x:matmul(x:t()):flatten(), lse:detach(), z.grad:flatten() }, 1)
     first = first or all
     same(first, all)
   end
+end)
+
+describe("the similarity engine", function()
+  local similarity = lunce.similarity
+
+  it("is the same beside the CPU's: reductions, gradients, order", function()
+    local link = require "lunce.link"
+    local q = lunce.randn(75, 20, { seed = 1, device = "cpu" })
+    local k = lunce.randn(110, 20, { seed = 2, device = "cpu" })
+    local labels = lunce.randint(1, 3, { 110 }, { seed = 3, device = "cpu" })
+    local function everything(x, y)
+      local a, b = x:clone():requires_grad_(), y:clone():requires_grad_()
+      local l = labels:to(x.device)
+      local beta = lunce.rand(75, { seed = 4, device = "cpu" }):to(x.device):requires_grad_()
+      local tau = lunce.tensor({ 0.2 }, { device = x.device }):requires_grad_()
+      local S = similarity.cosine(a, b):different(l:narrow(1, 1, 75), l)
+      local function f(s, p, t) return s / t - p * link.log(1.1 - s) end
+      local lse, sum = similarity.together(function()
+        return S:lse(f, beta, tau), similarity.cosine(a, b):t():sum(function(s) return s * s end)
+      end)
+      local values, columns = S:topk(7)
+      local tail = S:tail { k = 50 };
+      (lse:square():sum() + sum:square():sum() + values:sum()):backward()
+      return lse, sum, values, columns, S:count(), tail.rho, tail.beta_hat, a.grad, b.grad,
+        beta.grad, tau.grad
+    end
+    local expected, got = { everything(q, k) }, { everything(q:cuda(), k:cuda()) }
+    for i, x in ipairs(expected) do
+      assert.equal("cuda:0", got[i].device)
+      local off = (got[i]:cpu():double() - x:double()):norm():item()
+      assert.is_true(off <= 2e-5 * x:double():norm():item(), i .. ": " .. off) -- float32
+    end
+  end)
+
+  -- In a process of its own, where nothing but an option creates tensors on the device.
+  it("serves every loss of two views, which stays on its inputs' device", function()
+    local status, text = run("DEVICE=", [[
+      local lunce = require "lunce"
+      local z_i, z_j = lunce.randn(20, 6, { seed = 1 }), lunce.randn(20, 6, { seed = 2 })
+      for _, name in ipairs(lunce.loss.names()) do
+        if table.concat(lunce.loss[name].takes, " "):match "^z_i %S+ z_j %S+$" then
+          local x, y = z_i:clone():requires_grad_(), z_i:cuda():requires_grad_()
+          local expected, value = lunce.loss[name](x, z_j), lunce.loss[name](y, z_j:cuda())
+          expected:backward()
+          value:backward()
+          local off = (y.grad:cpu() - x.grad):norm():item() / x.grad:norm():item()
+          local close = math.abs(value:item() / expected:item() - 1) < 1e-5 and off < 1e-4
+          print(name, value.device == "cuda:0" and close)
+        end
+      end]])
+    assert.equal(0, status, text)
+    local _, count = text:gsub("\ttrue\n", "")
+    assert.is_true(count >= 15, text)
+    assert.is_nil(text:find "false", text)
+  end)
+
+  it("refuses a link with too many values at once", function()
+    local link = require "lunce.link"
+    local S = similarity.cosine(lunce.randn(4, 3, { seed = 1, device = "cuda" }))
+    local ok, message = pcall(function()
+      return S:sum(function(s)
+        local values, sum = { link.gt(s, 0) }, 0
+        for i = 2, 70 do values[i] = link.tanh(values[i - 1]) end
+        for i = 70, 1, -1 do sum = sum + values[i] end
+        return sum
+      end)
+    end)
+    assert.is_false(ok)
+    assert.matches("cuda_test.lua:%d+: link: needs more than the 64 intermediate values", message)
+  end)
 end)
 
 describe("a device that is lost", function()

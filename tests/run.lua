@@ -13,7 +13,8 @@ local SECONDS = tonumber(os.getenv "LUNCE_TEST_SECONDS" or 400) -- given to a fi
 local DEVICE = os.getenv "DEVICE" or ""
 
 -- Tests that on_device.lua can take to another device; whole networks are too slow for the host.
-local ON_DEVICE = { "cuda", "tensor", "ops", "autograd", "random", "nn", "optim" }
+local ON_DEVICE = { "cuda", "tensor", "ops", "autograd", "random", "nn", "optim", "similarity",
+  "fused", "family", "loss" }
 local ON_GPU = { "models" }
 
 local function quote(s) return "'" .. s:gsub("'", [['\'']]) .. "'" end
@@ -157,8 +158,8 @@ local function run_on_host()
   file:close()
   local environment = "DEVICE=cuda LUNCE_CUDA=" .. quote(shim)
   run_files(device_files(), " with CUDA on the host", environment)
-  run_files({ here .. "/cuda_test.lua" }, " with CUDA on the host, threads in reverse",
-    environment .. " LUNCE_CUDA_HOST_REVERSE=1")
+  run_files({ here .. "/cuda_test.lua", here .. "/similarity_test.lua" },
+    " with CUDA on the host, threads in reverse", environment .. " LUNCE_CUDA_HOST_REVERSE=1")
 end
 
 local function main(...)

@@ -37,14 +37,14 @@ local function least_squares(x, y)
   return slope:squeeze(2), (dy - slope * dx):square():sum(2)
 end
 
-local function no_fit(rows, k, n)
-  local function zeros() return lunce.zeros(rows, { dtype = "float64" }) end
+local function no_fit(rows, k, n, device)
+  local function zeros() return lunce.zeros(rows, { dtype = "float64", device = device }) end
   return { beta_hat = zeros(), r2 = zeros(), delta_aic = zeros(), k = k, n = n }
 end
 
 -- log F of the points kept.
-local function log_ranks(k, burnt)
-  return (lunce.arange(burnt + 1, k, 1, { dtype = "float64" }) / (k + 1)):log()
+local function log_ranks(k, burnt, device)
+  return (lunce.arange(burnt + 1, k, 1, { dtype = "float64", device = device }) / (k + 1)):log()
 end
 
 --- How many of a tail's k points are left out of its fits.
@@ -60,10 +60,10 @@ function M.burnt(k) return math.max(1, math.floor(k / 20)) end
 ---@param k integer
 ---@return table fit as M.fit gives it
 function M.judge(slope_w, sse_w, slope_g, sse_g, k)
-  local burnt = M.burnt(k)
+  local burnt, device = M.burnt(k), slope_w.device
   local n = k - burnt
-  if n < 2 then return no_fit(slope_w.shape[1], k, n) end
-  local log_F = log_ranks(k, burnt)
+  if n < 2 then return no_fit(slope_w.shape[1], k, n, device) end
+  local log_F = log_ranks(k, burnt, device)
   local sst = (log_F - log_F:mean()):square():sum()
   sse_w, sse_g = sse_w:clamp(LEAST_SUM, math.huge), sse_g:clamp(LEAST_SUM, math.huge)
   local r2 = (1 - sse_w / sst):clamp(0, 1)
@@ -86,10 +86,10 @@ function M.fit(shortfalls)
   local rows, k = d.shape[1], d.shape[2]
   local burnt = M.burnt(k)
   local n = k - burnt
-  if n < 2 or rows == 0 then return no_fit(rows, k, n) end
+  if n < 2 or rows == 0 then return no_fit(rows, k, n, d.device) end
 
   local x = d:narrow(2, burnt + 1, n):clamp(LEAST_SHORTFALL, math.huge):log()
-  local log_F = log_ranks(k, burnt):unsqueeze(1)
+  local log_F = log_ranks(k, burnt, d.device):unsqueeze(1)
   local slope_w, sse_w = least_squares(x, log_F)
   local slope_g, sse_g = least_squares(x, (-log_F):log())
   return M.judge(slope_w, sse_w, slope_g, sse_g, k)

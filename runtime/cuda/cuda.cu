@@ -7,7 +7,6 @@
 #include <stdio.h>
 
 static const ln_backend table = {
-#define SIMILARITY(name, arguments) .name = NULL,
 #define OP(name, arguments) .name = CUDA(name),
 #include "ops.def"
 #undef OP

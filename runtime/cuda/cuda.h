@@ -13,7 +13,6 @@
 
 #define CUDA(name) ln_cuda_##name
 
-#define SIMILARITY(name, arguments)
 #define OP(name, arguments) ln_status CUDA(name) arguments;
 #include "ops.def"
 #undef OP

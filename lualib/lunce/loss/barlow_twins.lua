@@ -20,6 +20,6 @@ return define({
 }, function(z_i, z_j, o)
   arguments.pair(z_i, z_j, "z_i", "z_j", "barlow_twins")
   local C = similarity.cosine(centred(z_i), centred(z_j))
-  local own = C:at(views.own(C.N))
+  local own = C:at(views.own(C.q))
   return (1 - own):square():sum() + o.lambda * C:without_self():sum(link.square):sum()
 end)

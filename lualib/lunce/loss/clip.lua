@@ -19,7 +19,7 @@ return define({
 }, function(z_i, z_j, o)
   arguments.pair(z_i, z_j, "z_i", "z_j", "clip")
   local S = similarity.cosine(z_i, z_j)
-  local own = logit(S:at(views.own(S.N)), o.scale)
+  local own = logit(S:at(views.own(z_i)), o.scale)
   local by_row, by_column = similarity.together(function()
     return S:without_self():lse(logit, o.scale), S:t():without_self():lse(logit, o.scale)
   end)

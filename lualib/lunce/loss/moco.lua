@@ -22,7 +22,7 @@ return define({
     raise("moco: queue (%d,%d) %s and q (%d,%d) %s differ in width or dtype", queue.shape[1], D,
       queue.dtype, q.shape[1], q.shape[2], q.dtype)
   end
-  local positive = similarity.cosine(q, k:detach()):at(views.own(q.shape[1]))
+  local positive = similarity.cosine(q, k:detach()):at(views.own(q))
   local negatives = similarity.cosine(q, queue:detach()):lse(views.softmax, o.tau)
   return (negatives - views.softmax(positive, o.tau)):softplus():mean()
 end)

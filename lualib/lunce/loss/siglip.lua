@@ -24,6 +24,6 @@ return define({
 }, function(z_i, z_j, o)
   arguments.pair(z_i, z_j, "z_i", "z_j", "siglip")
   local S = similarity.cosine(z_i, z_j)
-  local own = logit(S:at(views.own(S.N)), o.scale, o.bias)
+  local own = logit(S:at(views.own(z_i)), o.scale, o.bias)
   return ((-own):softplus() + S:without_self():sum(mismatch, o.scale, o.bias)):mean()
 end)

@@ -43,6 +43,7 @@ return define({
   -- A uniform prior adds the same number to all scores of a row: rows of targets sum to 1.
   if o.noise then v = v - o.noise:detach():to(v.dtype):log() end
   local S = similarity.dot(v, targets:detach():to(v.dtype))
-  local own = lunce.arange(1 + o.offset, logits.shape[1] + o.offset, 1, { dtype = "int64" })
+  local own = lunce.arange(1 + o.offset, logits.shape[1] + o.offset, 1,
+    { dtype = "int64", device = logits.device })
   return (S:without(own):lse() - S:at(own)):softplus():mean()
 end)

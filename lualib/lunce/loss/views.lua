@@ -44,10 +44,12 @@ function M.mixture(s, tau, lambda, beta)
   return (1 - lambda) * M.softmax(s, tau) + lambda * M.shortfall(s, beta)
 end
 
---- The positions 1 to N: of a matrix (N,N), each row's own column.
----@param N integer
+--- The positions of the rows of x: of a matrix (N,N), each row's own column.
+---@param x lunce.Tensor (N,D)
 ---@return lunce.Tensor (N) int64
-function M.own(N) return lunce.arange(1, N, 1, { dtype = "int64" }) end
+function M.own(x)
+  return lunce.arange(1, x.shape[1], 1, { dtype = "int64", device = x.device })
+end
 
 ---@class lunce.Views
 ---@field N integer pairs; there are 2N anchors
@@ -63,7 +65,7 @@ function M.own(N) return lunce.arange(1, N, 1, { dtype = "int64" }) end
 function M.pair(z_i, z_j, what)
   arguments.pair(z_i, z_j, "z_i", "z_j", what)
   local N = z_i.shape[1]
-  local first = M.own(N)
+  local first = M.own(z_i)
   local positives = lunce.cat({ first + N, first }, 1)
   local S = similarity.cosine(lunce.cat({ z_i, z_j }, 1))
   return { N = N, negatives = S:without_self():without(positives), positive = S:at(positives),
@@ -76,7 +78,7 @@ end
 ---@return lunce.Tensor (N)
 function M.predicted(p, z, p_name, z_name, what)
   arguments.pair(p, z, p_name, z_name, what)
-  return similarity.cosine(p, z:detach()):at(M.own(p.shape[1]))
+  return similarity.cosine(p, z:detach()):at(M.own(p))
 end
 
 --- log sum exp over positive and negatives minus the positive, each anchor. This form, softplus(lse
@@ -136,7 +138,7 @@ local function evidence(views, o)
   tail.lambda_rho = evt.rho_gate(tail.rho, tail.rho0, o.kappa_rho)
   tail.lambda_aic = evt.aic_gate(tail.delta_aic, o.margin, o.kappa_aic)
   if tail.n < 2 then
-    tail.lambda = lunce.zeros(2 * views.N, { dtype = "float64" })
+    tail.lambda = lunce.zeros_like(tail.rho)
   elseif o.evidence == "both" then
     tail.lambda = tail.lambda_rho * tail.lambda_aic
   elseif o.evidence == "rho" or o.evidence == "aic" then

@@ -26,8 +26,8 @@ end
 
 -- Rows (N,1) and columns (1,M) as positions.
 local function positions(S)
-  return lunce.arange(1, S.N, 1, { dtype = "int64" }):unsqueeze(2),
-    lunce.arange(1, S.M, 1, { dtype = "int64" }):unsqueeze(1)
+  local o = { dtype = "int64", device = S.q.device }
+  return lunce.arange(1, S.N, 1, o):unsqueeze(2), lunce.arange(1, S.M, 1, o):unsqueeze(1)
 end
 
 local function from_start(index, S)
@@ -110,7 +110,7 @@ function M.together(fn, ...) return fn(...) end
 
 function M.count(S)
   local drop = dropped(S)
-  if not drop then return lunce.full({ S.N }, S.M, { dtype = "int64" }) end
+  if not drop then return lunce.full({ S.N }, S.M, { dtype = "int64", device = S.q.device }) end
   return drop:logical_not():expand(S.N, S.M):sum(2)
 end
 

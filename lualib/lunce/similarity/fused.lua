@@ -294,7 +294,7 @@ function M.count(S)
   local held = {}
   local array, n = masks(S, held)
   call(C.ln_similarity_count, out(), S.N, S.M, n, array)
-  return take()
+  return take():to(S.q.device)
 end
 
 return M

@@ -1,0 +1,86 @@
+/* The similarity matrix on a device, tile by tile: blocks of rows, scaled to unit length where it
+ * is of cosines, their products, and the masks. Knows no links. Invariant: what lies in scratch
+ * does not grow with the matrix, but for one scale a row. */
+#ifndef LN_CUDA_TILE_H
+#define LN_CUDA_TILE_H
+#include "cuda.h"
+
+/* ---- Rows ---- */
+
+/* The rows of q or of k, and a block of them. */
+typedef struct {
+    const ln_tensor *x; /* (n,d) */
+    void *scale;        /* (n), 1 / max(|x|, 1e-8); NULL: as they are */
+    void *unit;         /* scratch for a block */
+    const void *block;  /* (count,d): those from `first` on */
+    int64_t most, first, count;
+} side;
+
+/* In blocks of up to `most` rows, 0 for the scales alone. The caller releases it, also where this
+ * fails. */
+ln_status side_new(side *s, const ln_tensor *x, bool cosine, int64_t most);
+void side_release(side *s);
+/* Makes the block from a row on; fails where the user interrupted. */
+ln_status side_take(side *s, int64_t first);
+/* From the gradient of the unit rows to that of x, in place. */
+ln_status side_backward(ln_tensor *dx, const side *s);
+
+/* Whether the norm behind a scale was below the floor, so that the scale is a constant. */
+template <typename T> static __device__ bool unit_is_clamped(T scale) {
+    return (double)scale >= 1e8;
+}
+
+/* ---- Products ---- */
+
+/* s (q's count, k's count, rows `stride` apart): the similarities of two blocks. */
+ln_status tile_product(void *s, int64_t stride, const side *q, const side *k);
+/* Adds w y to the rows of dx that `to` has its block of: y is `from`'s block, w (to's count, from's
+ * count), stored the other way round where it is transposed. */
+ln_status tile_gradient(ln_tensor *dx, const void *w, bool transposed, const side *to,
+                        const side *from);
+
+/* ---- Masks ---- */
+
+typedef struct {
+    int n;
+    struct {
+        int kind;
+        const int64_t *row, *column;
+    } mask[LN_MAX_MASKS];
+} masks;
+
+masks masks_of(int n, const ln_mask *given);
+
+static inline __device__ bool admits(const masks &m, int64_t row, int64_t column) {
+    for (int i = 0; i < m.n; i++) {
+        bool kept = false;
+        switch (m.mask[i].kind) {
+        case LN_MASK_SELF: kept = row != column; break;
+        case LN_MASK_TRIANGLE: kept = column > row; break;
+        case LN_MASK_INDEX: kept = m.mask[i].row[row] - 1 != column; break;
+        case LN_MASK_SAME: kept = m.mask[i].row[row] == m.mask[i].column[column]; break;
+        default: kept = m.mask[i].row[row] != m.mask[i].column[column];
+        }
+        if (!kept) return false;
+    }
+    return true;
+}
+
+/* ---- What threads do together ---- */
+
+/* The sum over the warp's lanes, in an order of its own, given to all of them. */
+static inline __device__ double warp_sum(double x) {
+    for (int distance = WARP / 2; distance > 0; distance /= 2)
+        x += __shfl_xor_sync(0xffffffffu, x, distance);
+    return x;
+}
+
+static inline __device__ int64_t grid_warp() {
+    return grid_thread() / WARP;
+}
+
+static inline __device__ int64_t grid_warps() {
+    return grid_threads() / WARP;
+}
+
+#endif
