@@ -296,7 +296,9 @@ describe("the tail of many rows", function()
 
   for _, kind in ipairs{ "random", "clustered", "sorted", "repeated", "collapsed", "broken" } do
     it("is the same by lists, by whole rows and dense: " .. kind, function()
-      for dtype, tolerance in pairs{ float64 = 1e-9, float32 = 5e-3 } do
+      -- In float32 the similarities of near rows differ in their last bits, and dAIC, n times the
+      -- logarithm of a ratio of residuals, magnifies that.
+      for dtype, tolerance in pairs{ float64 = 1e-9, float32 = 2e-5 } do
         local z = rows(kind, dtype)
         local plain = similarity.cosine(z):without_self()
         local sparse = plain:different(lunce.randint(1, 2, { N }, { seed = 9 }))
@@ -304,7 +306,9 @@ describe("the tail of many rows", function()
           local tail, expected = fused.tail(S, 100), dense.tail(S, 100)
           for _, field in ipairs{ "rho", "beta_hat", "r2", "delta_aic" } do
             local off = difference(tail[field], expected[field])
-            assert.is_true(off <= tolerance, ("%s %s %s: %g"):format(kind, dtype, field, off))
+            local magnified = dtype == "float32" and field == "delta_aic" and 250 or 1
+            assert.is_true(off <= magnified * tolerance,
+              ("%s %s %s: %g"):format(kind, dtype, field, off))
           end
         end
       end
