@@ -26,7 +26,7 @@ endif
 # The files of cpu/ are compiled once for each instruction set, cpu.c (which chooses) only once.
 ISAS := baseline avx2 avx512
 MARCH_baseline := -march=x86-64
-MARCH_avx2 := -march=x86-64-v3
+MARCH_avx2 := -march=x86-64-v3 -mtune=skylake
 MARCH_avx512 := -march=x86-64-v4 -mprefer-vector-width=512
 
 PROGRAM := runtime/main.c runtime/repl.c

@@ -153,6 +153,15 @@ describe("program:", function()
       assert.matches("^lunce: %(error object is a nil value%)", (select(2, lunce("-e 'error()'"))))
     end)
 
+    it("of a library without its files names the file", function()
+      local _, err, status = shell(("mkdir %s/bare && cp -L %s %s/bare && cp -R lualib %s/bare && "
+        .. "LD_LIBRARY_PATH=$PWD/lib %s/bare/lunce -e 'require \"lunce\"'"):format(folder, PROGRAM,
+        folder, folder, folder))
+      assert.matches("^lunce: lunce: ln%.h was not found", err)
+      assert.is_nil(err:find("attempt to", 1, true))
+      assert.equal(1, status)
+    end)
+
     it("may be absent, a folder or not Lua", function()
       local _, err, status = lunce(folder .. "/none.lua")
       assert.matches("^lunce: cannot open .*/none%.lua: No such file", err)

@@ -2,7 +2,6 @@
  * the conversions between dtypes and compute types, and the sharing among a team; no arithmetic. */
 #include "block.h"
 
-#include <emmintrin.h>
 #include <string.h>
 
 enum {
@@ -262,11 +261,6 @@ static void scatter(const walk *w, const operand *o, int64_t start, int64_t n, c
     }
 }
 
-static void stream(void *y, const void *x, int64_t bytes) {
-    for (int64_t i = 0; i < bytes / 16; i++)
-        _mm_stream_si128((__m128i *)y + i, _mm_loadu_si128((const __m128i *)x + i));
-}
-
 /* Operand k's elements for the body: where they lie, or in the buffer. */
 static void *fetch(const walk *w, int k, int64_t start, int64_t n, char *buffer) {
     const operand *o = &w->operand[k];
@@ -282,7 +276,7 @@ static void *fetch(const walk *w, int k, int64_t start, int64_t n, char *buffer)
 static void put_back(const walk *w, int k, int64_t start, int64_t n, const void *x) {
     const operand *o = &w->operand[k];
     char *y = o->data + start * o->size;
-    if (o->stream && n % BLOCK_LANES == 0) stream(y, x, n * o->size);
+    if (o->stream && n % BLOCK_LANES == 0) block_stream(y, x, n * o->size);
     else if (!o->direct || x != y) scatter(w, o, start, n, x);
 }
 
@@ -301,6 +295,11 @@ static void run_blocks(const walk *w, int64_t begin, int64_t end) {
         n = least(block, end - start);
         if (n > BLOCK_LANES) n -= n % BLOCK_LANES;
         for (int k = 0; k < w->n; k++) p[k] = fetch(w, k, start, n, buffers[k]);
+        if (kernel->streamed != NULL && w->operand[0].stream && n % BLOCK_LANES == 0) {
+            p[0] = w->operand[0].data + start * w->operand[0].size;
+            kernel->streamed(p, n, start, kernel->context);
+            continue;
+        }
         if (kernel->body != NULL) kernel->body(p, round_up(n), start, kernel->context);
         else p[0] = p[1];
         for (int k = 0; k < w->n; k++)
@@ -321,7 +320,7 @@ static bool streams(const walk *w, int k) {
     if (!(w->kernel->writes >> k & 1) || w->numel * o->size < STREAM_BYTES) return false;
     for (int j = 0; j < w->n; j++)
         if (w->kernel->reads >> j & 1 && w->operand[j].data == o->data) return false;
-    return (uintptr_t)o->data % 16 == 0;
+    return (uintptr_t)o->data % 32 == 0;
 }
 
 /* Whole vectors where they lie, then the rest in a vector of its own. */
@@ -464,8 +463,8 @@ static void move_packed(const walk *w, const plane *p, int64_t begin, int64_t en
     int64_t size = w->operand[0].size, bytes = (end - begin) * size;
     char *dst = w->operand[0].data + begin * size;
     const char *src = w->operand[1].data + begin * size;
-    int64_t streamed = w->numel * size < STREAM_BYTES || (uintptr_t)dst % 16 ? 0 : bytes / 16 * 16;
-    stream(dst, src, streamed);
+    int64_t streamed = w->numel * size < STREAM_BYTES || (uintptr_t)dst % 32 ? 0 : bytes / 32 * 32;
+    block_stream(dst, src, streamed);
     memcpy(dst + streamed, src + streamed, (size_t)(bytes - streamed));
 }
 

@@ -7,6 +7,8 @@
 #define LN_CPU_BLOCK_H
 #include "kernels.h"
 
+#include <immintrin.h>
+
 enum {
     BLOCK_BYTES = 4096,
     BLOCK_LANES = 16, /* a block's length is a multiple: the most lanes a vector has */
@@ -27,12 +29,26 @@ typedef void block_body(void *const *p, int64_t n, int64_t start, const void *co
 
 typedef struct {
     block_body *body; /* NULL: operand 0 becomes operand 1 */
+    /* The body with operand 0 written past the caches, bit for bit what body gives, or NULL: for
+     * bodies so long that, in blocks, the memory would wait for them and they for the memory. */
+    block_body *streamed;
     const void *context;
     block_type type;
     int64_t cost;           /* elementary steps for an element, about the time of an addition */
     unsigned reads, writes; /* bit k: operand k */
     bool row_major;         /* start counts in row-major order; otherwise in any */
 } block_kernel;
+
+/* Moves bytes past the caches, a multiple of 32 to an address that is one. */
+static inline void block_stream(void *y, const void *x, int64_t bytes) {
+#ifdef __AVX__
+    for (int64_t i = 0; i < bytes / 32; i++)
+        _mm256_stream_si256((__m256i *)y + i, _mm256_loadu_si256((const __m256i *)x + i));
+#else
+    for (int64_t i = 0; i < bytes / 16; i++)
+        _mm_stream_si128((__m128i *)y + i, _mm_loadu_si128((const __m128i *)x + i));
+#endif
+}
 
 /* Runs the kernel over n operands of one shape, which is the first one's. */
 void CPU(block_run)(const block_kernel *kernel, int n, const ln_tensor *const *operands);

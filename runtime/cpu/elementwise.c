@@ -51,6 +51,32 @@ static void float_blocks(void *const *p, int64_t n, int64_t start, const void *c
     }
 }
 
+/* float_blocks of the operators that take long, a line of the result at a time: what is computed
+ * and what is stored overlap, and lines to come are fetched meanwhile. */
+static void float_streamed(void *const *p, int64_t n, int64_t start, const void *context) {
+    typedef float T;
+    const parameters *s = context;
+    const T *p1 = p[1];
+    T *p0 = p[0];
+    (void)start;
+    n = n / BLOCK_LANES * BLOCK_LANES;
+    switch (s->op) {
+#define UNARY_FLOAT(name, NAME, expression)                                                        \
+    case LN_##NAME:                                                                                \
+        for (int64_t i = 0; i < n; i += BLOCK_LANES) {                                             \
+            T line[BLOCK_LANES];                                                                   \
+            __builtin_prefetch(p1 + i + 256);                                                      \
+            _Pragma("omp simd") for (int j = 0; j < BLOCK_LANES; j++) {                            \
+                const T x = p1[i + j];                                                             \
+                line[j] = expression;                                                              \
+            }                                                                                      \
+            block_stream(p0 + i, line, sizeof line);                                               \
+        }                                                                                          \
+        break;
+#include "elementwise.def"
+    }
+}
+
 static void double_blocks(void *const *p, int64_t n, int64_t start, const void *context) {
     typedef double T;
     const parameters *s = context;
@@ -107,6 +133,8 @@ static ln_status run(const parameters *s, int dtype, int n, const ln_tensor *con
     block_type type = block_type_of(dtype);
     if (is_float && type == BLOCK_INT64) type = BLOCK_FLOAT;
     block_kernel kernel = {.body = bodies[type],
+                           .streamed =
+                               is_float && n == 2 && type == BLOCK_FLOAT ? float_streamed : NULL,
                            .context = s,
                            .type = type,
                            .cost = is_float ? 8 : 1,

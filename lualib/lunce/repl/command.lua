@@ -84,7 +84,8 @@ local function run(chunk, message, ...)
   io.stderr:write("lunce: ", err, "\n")
   if interrupted then return EXIT.interrupted end
   local binding = package.loaded["lunce.ffi"]
-  return binding and binding.C.ln_device_lost() and EXIT.device_lost or EXIT.failed
+  local loaded = type(binding) == "table" -- else its own loading failed
+  return loaded and binding.C.ln_device_lost() and EXIT.device_lost or EXIT.failed
 end
 
 local function run_script(globals, path, ...)
