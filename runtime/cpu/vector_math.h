@@ -19,7 +19,7 @@ typedef union {
 } float_bits;
 
 static inline float power_of_two(int32_t k) {
-    return (float_bits){.bits = (k + 127) << 23}.value;
+    return (float_bits){.bits = (int32_t)((uint32_t)(k + 127) << 23)}.value;
 }
 
 /* e^x = 2^k e^r, |r| <= log(2) / 2, as k added to the exponent of e^r: below the least normal
@@ -44,7 +44,8 @@ static inline float float_exp(float x) {
 static inline float float_log_sum(float x, float rest, bool exact) {
     const int32_t least = 0x3f3504f3; /* sqrt(1/2): 1 + f lies between it and its double */
     int32_t raised = exact ? -(x < 0x1p-126f) & 23 : 0;
-    int32_t bits = (float_bits){.value = x * power_of_two(raised)}.bits - least;
+    uint32_t given = (uint32_t)(float_bits){.value = x * power_of_two(raised)}.bits;
+    int32_t bits = (int32_t)(given - (uint32_t)least); /* wraps for what is below 0 */
     int32_t k = bits >> 23;
     float f = (float_bits){.bits = (bits & 0x7fffff) + least}.value - 1;
     if (!exact) f += rest * power_of_two(k > 127 ? -127 : -k);
