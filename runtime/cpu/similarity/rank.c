@@ -118,13 +118,21 @@ int64_t REAL(rank_cut)(real *x, real *threshold, int64_t n, int64_t k, int64_t m
 }
 
 enum {
-    FINE_BINS = 2048,
-    COARSE_BINS = 256,
+    MOST_BINS = 4096,
+    FEWEST_BINS = 256,
     CROWD = 32 /* entries of one bin that are sorted in place */
 };
 
+/* About as many as there are entries: with fewer, bins take longer to sort, and with more, there
+ * are more to go through. */
+static int bins_for(int64_t n) {
+    int bins = FEWEST_BINS;
+    while (bins < MOST_BINS && bins < n * 3 / 4) bins *= 2;
+    return bins;
+}
+
 typedef struct {
-    uint16_t starts[FINE_BINS + 1];
+    uint16_t starts[MOST_BINS + 1];
     uint16_t bins[];
 } spread;
 
@@ -178,7 +186,7 @@ real REAL(rank_threshold)(const real *x, int64_t n, int64_t k, void *scratch) {
     spread *s = scratch;
     int32_t crowd;
     real least = INFINITY;
-    int64_t last = count_bins(s, x, n, k, COARSE_BINS, &crowd);
+    int64_t last = count_bins(s, x, n, k, FEWEST_BINS, &crowd);
     if (last == 0) return histogram_threshold(x, n, k);
 #pragma omp simd reduction(min : least)
     for (int64_t i = 0; i < n; i++) {
@@ -203,7 +211,8 @@ static void exchange(real *restrict y, const real *restrict x, int32_t n, int32_
  * neighbours as a bin has entries sort each bin, all at once and without a branch. */
 void REAL(rank_values)(real *sorted, const real *x, int64_t n, int64_t k, void *scratch) {
     spread *s = scratch;
-    int32_t crowd = 0, last = k > 0 ? (int32_t)count_bins(s, x, n, k, FINE_BINS, &crowd) : 0;
+    int32_t crowd = 0, last = 0;
+    if (k > 0) last = (int32_t)count_bins(s, x, n, k, bins_for(n), &crowd);
     if (last == 0 || crowd > CROWD) {
         by_radix(sorted, x, n, k, scratch);
         return;

@@ -37,7 +37,7 @@ static ln_status lines_new(tail_lines *lines, int64_t points, int64_t burnt) {
 void REAL(tail_fit)(double *out, const tail_lines *lines, real *x) {
     int64_t n = lines->points - lines->burnt;
     const double *y = lines->line[0], *z = lines->line[1];
-    double mean = 0, sxx = 0, sxy[2] = {0, 0};
+    double mean = 0, sxx = 0, sxy = 0, sxz = 0;
     memset(out, 0, 5 * sizeof *out);
     out[0] = 1 - (double)x[0] < TAIL_SHORTFALL ? TAIL_SHORTFALL : 1 - (double)x[0]; /* or NaN */
     if (n < 2) return;
@@ -51,17 +51,18 @@ void REAL(tail_fit)(double *out, const tail_lines *lines, real *x) {
 #pragma omp simd reduction(+ : mean)
     for (int64_t r = 0; r < n; r++) mean += (double)x[r] - origin;
     mean = mean / (double)n + origin;
-#pragma omp simd reduction(+ : sxx, sxy)
+#pragma omp simd reduction(+ : sxx, sxy, sxz)
     for (int64_t r = 0; r < n; r++) {
         double e = (double)x[r] - mean;
         sxx += e * e;
-        sxy[0] += e * y[r];
-        sxy[1] += e * z[r];
+        sxy += e * y[r];
+        sxz += e * z[r];
     }
+    const double products[] = {sxy, sxz};
     for (int i = 0; i < 2; i++) {
-        double slope = sxy[i] / (sxx < TAIL_SUM ? TAIL_SUM : sxx);
+        double slope = products[i] / (sxx < TAIL_SUM ? TAIL_SUM : sxx);
         out[1 + 2 * i] = slope;
-        double sse = lines->square[i] - slope * sxy[i];
+        double sse = lines->square[i] - slope * products[i];
         out[2 + 2 * i] = sse < 0 ? 0 : sse;
     }
 }
