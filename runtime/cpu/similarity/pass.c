@@ -153,13 +153,26 @@ static bool same_for_all_anchors(const ln_reduction *r) {
     return true;
 }
 
-static bool masks_are_even(const ln_reduction *r) {
-    for (int i = 0; i < r->n_masks; i++) {
-        const ln_mask *mask = &r->masks[i];
-        bool labels = mask->kind == LN_MASK_SAME || mask->kind == LN_MASK_DIFFERENT;
-        if (mask->kind != LN_MASK_SELF && !(labels && mask->row->data == mask->column->data))
-            return false;
+/* Whether the row that each row leaves out leaves out that row. */
+static bool in_pairs(const ln_tensor *index) {
+    const int64_t *other = (const int64_t *)index->data;
+    for (int64_t i = 0; i < index->numel; i++)
+        if (other[other[i] - 1] != i + 1) return false;
+    return true;
+}
+
+static bool mask_is_even(const ln_mask *mask) {
+    switch (mask->kind) {
+    case LN_MASK_SELF: return true;
+    case LN_MASK_INDEX: return in_pairs(mask->row);
+    case LN_MASK_TRIANGLE: return false;
+    default: return mask->row->data == mask->column->data;
     }
+}
+
+static bool masks_are_even(const ln_reduction *r) {
+    for (int i = 0; i < r->n_masks; i++)
+        if (!mask_is_even(&r->masks[i])) return false;
     return true;
 }
 
@@ -176,7 +189,7 @@ static ln_status job_new(tile_job *job, arena *a, const tile_pass *pass, const l
     bool steady = r->kind == LN_REDUCE_SUM || shift != NULL;
     job->one_link = pass->symmetric && steady && same_for_all_anchors(r);
     job->both_at_once = pass->symmetric && (steady || pass->backward);
-    job->even = masks_are_even(r);
+    job->even = pass->symmetric && masks_are_even(r);
     if (shift != NULL) {
         job->shift = (real *)shift->data;
         return LN_OK;
