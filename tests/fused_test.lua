@@ -264,6 +264,50 @@ describe("the engine", function()
     end
   end)
 
+  it("takes exp and log to the ends of their ranges, and past them", function()
+    local q = lunce.randn(60, 8, { seed = 9 })
+    local rows = lunce.cat({ q, q, -q }, 1)
+    local function same(y, expected)
+      local close = (y - expected):abs():le(expected:abs() * 2e-5 + 1e-6)
+      local both = y:isnan():logical_and(expected:isnan()):logical_or(y:eq(expected))
+      assert.is_true(close:logical_or(both):all():item())
+    end
+    local function compare(f, ...)
+      local S = similarity.cosine(rows)
+      same(fused.sum(S, f, { ... }), dense.sum(S, f, { ... }))
+      same(fused.lse(S, f, { ... }), dense.lse(S, f, { ... }))
+    end
+    for _, t in ipairs{ 1, 80, 85.9, 86.1, 87, 88.5, 95, 1e4, 1e30, 0 / 0 } do
+      local scale = lunce.tensor{ t }
+      compare(function(s, x) return link.exp(x * s) end, scale)
+      compare(function(s, x) return link.sigmoid(x * s) + link.softplus(x * s) end, scale)
+      compare(function(s, x) return x * (s + 2) end, scale)
+    end
+    for _, least in ipairs{ 0.5, 1e-3, 1e-6, 4e-7, 1e-7 } do
+      compare(function(s) return link.log(1 - link.min(s, 1 - least)) end)
+      compare(function(s) return link.log(link.max(s, least)) end)
+      compare(function(s) return link.log1p(link.max(s, 0) / least) end)
+    end
+  end)
+
+  it("gives NaN for a NaN row or parameter, whatever the link bounds", function()
+    local function count_nan(S, f, ...)
+      return S:lse(f, ...):isnan():to("int64"):sum():item()
+    end
+    for _, bad in ipairs{ 0 / 0, 1 / 0 } do
+      local z = lunce.randn(50, 8, { seed = 2 })
+      z:select(1, 7):copy_(lunce.tensor{ bad }:expand(8))
+      local S = similarity.cosine(z):without_self()
+      assert.equal(50, count_nan(S, function(s) return link.log(1 - link.min(s, 0.9)) end))
+      assert.equal(50, count_nan(S, function(s) return s / 0.5 end))
+      assert.equal(50, count_nan(S, function(s) return link.max(s, 0) end))
+    end
+    local mix = lunce.rand(50, 1, { seed = 3 })
+    mix:narrow(1, 4, 1):copy_(lunce.tensor{ { 0 / 0 } })
+    local S = similarity.cosine(lunce.randn(50, 8, { seed = 4 }))
+    assert.equal(1, count_nan(S, function(s, m) return m * link.log(2 - s) + s end, mix))
+  end)
+
   it("runs a running maximum where no fixed shift serves", function()
     local z = leaf(64, 8, 9):detach():to("float64"):requires_grad_()
     local S = similarity.cosine(z)

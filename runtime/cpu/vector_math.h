@@ -22,9 +22,8 @@ static inline float power_of_two(int32_t k) {
     return (float_bits){.bits = (int32_t)((uint32_t)(k + 127) << 23)}.value;
 }
 
-/* e^x = 2^k e^r, |r| <= log(2) / 2, as k added to the exponent of e^r: below the least normal
- * number it is 0. */
-static inline float float_exp(float x) {
+/* e^x = 2^k e^r, |r| <= log(2) / 2, as k added to the exponent of e^r. */
+static inline float float_exp_inside(float x) {
     const float shift = 0x1.8p23f; /* adding it rounds to a whole number, in the low bits */
     float_bits whole = {.value = x * 0x1.715476p+0f + shift};
     float k = whole.value - shift;
@@ -34,39 +33,55 @@ static inline float float_exp(float x) {
     float p = (0x1.6a108p-10f * square + high) * square + low;
     float_bits y = {.value = 1 + (r + square * p)};
     y.bits = (int32_t)((uint32_t)y.bits + ((uint32_t)whole.bits << 23));
-    float normal = x < -87.33f ? 0 : y.value;
+    return y.value;
+}
+
+/* Below the least normal number it is 0. */
+static inline float float_exp(float x) {
+    float normal = x < -87.33f ? 0 : float_exp_inside(x);
     return x < 88.72284f ? normal : x + INFINITY; /* a NaN stays one */
 }
 
-/* log(x + rest), where rest is what rounding took from x: x = 2^k (1 + f), f around 0. exact: there
- * is no rest; else x is no subnormal. A subnormal is told by bits, for of a condition that comes
- * twice the compiler makes two paths. */
-static inline float float_log_sum(float x, float rest, bool exact) {
+/* log(x + rest), where rest is what rounding took from x: x = 2^k (1 + f), f around 0, of the
+ * positive number 2^-raised x. exact: there is no rest. inside: -k is an exponent. */
+static inline float float_log_parts(float x, int32_t raised, float rest, bool exact, bool inside) {
     const int32_t least = 0x3f3504f3; /* sqrt(1/2): 1 + f lies between it and its double */
-    int32_t raised = exact ? -(x < 0x1p-126f) & 23 : 0;
-    uint32_t given = (uint32_t)(float_bits){.value = x * power_of_two(raised)}.bits;
-    int32_t bits = (int32_t)(given - (uint32_t)least); /* wraps for what is below 0 */
+    int32_t bits = (int32_t)((uint32_t)(float_bits){.value = x}.bits - (uint32_t)least);
     int32_t k = bits >> 23;
     float f = (float_bits){.bits = (bits & 0x7fffff) + least}.value - 1;
-    if (!exact) f += rest * power_of_two(k > 127 ? -127 : -k);
+    if (!exact) f += rest * power_of_two(!inside && k > 127 ? -127 : -k);
     float exponent = (float)(k - raised);
     float square = f * f;
     float low = 0.33333332f - 0.25000821f * f + square * (0.20001227f - 0.16623357f * f);
     float high = 0.14201758f - 0.13160182f * f + square * (0.12761575f - 0.076344940f * f);
     float p = low + square * square * high;
-    float y = f + (square * (f * p - 0.5f) + exponent * LN2_LOW) + exponent * LN2_HIGH;
+    return f + (square * (f * p - 0.5f) + exponent * LN2_LOW) + exponent * LN2_HIGH;
+}
+
+static inline float float_log_ends(float x, float y) {
     float below = x == 0 ? -INFINITY : NAN;
     y = x < INFINITY ? y : x;
     return x > 0 ? y : below;
 }
 
+/* A subnormal is told by bits, for of a condition that comes twice the compiler makes two paths. */
 static inline float float_log(float x) {
-    return float_log_sum(x, 0, true);
+    int32_t raised = -(x < 0x1p-126f) & 23;
+    return float_log_ends(x, float_log_parts(x * power_of_two(raised), raised, 0, true, false));
 }
 
 static inline float float_log1p(float x) {
     float sum = 1 + x;
-    return float_log_sum(sum, x - (sum - 1), false);
+    return float_log_ends(sum, float_log_parts(sum, 0, x - (sum - 1), false, false));
+}
+
+static inline float float_log_inside(float x) {
+    return float_log_parts(x, 0, 0, true, true);
+}
+
+static inline float float_log1p_inside(float x) {
+    float sum = 1 + x;
+    return float_log_parts(sum, 0, x - (sum - 1), false, true);
 }
 
 #undef exp
@@ -75,5 +90,11 @@ static inline float float_log1p(float x) {
 #define exp(x) _Generic((x), float : float_exp, double : (exp))(x)
 #define log(x) _Generic((x), float : float_log, double : (log))(x)
 #define log1p(x) _Generic((x), float : float_log1p, double : (log1p))(x)
+
+/* The same, faster, of arguments that are known: from -87 to 88 for exp; for log, and 1 + x for
+ * log1p, positive and neither subnormal nor near the largest number. */
+#define exp_inside(x) _Generic((x), float : float_exp_inside, double : (exp))(x)
+#define log_inside(x) _Generic((x), float : float_log_inside, double : (log))(x)
+#define log1p_inside(x) _Generic((x), float : float_log1p_inside, double : (log1p))(x)
 
 #endif

@@ -78,8 +78,8 @@ template <typename T> static __device__ T run_step(int op, T x, T y, T z) {
     case LN_LINK_MUL: return x * y;
     case LN_LINK_DIV: return x / y;
     case LN_LINK_POW: return pow(x, y);
-    case LN_LINK_MIN: return x < y ? x : y;
-    case LN_LINK_MAX: return x > y ? x : y;
+    case LN_LINK_MIN: return y < x ? y : x; /* a NaN similarity stays one */
+    case LN_LINK_MAX: return y > x ? y : x;
     case LN_LINK_LT: return x < y;
     case LN_LINK_LE: return x <= y;
     case LN_LINK_GT: return x > y;

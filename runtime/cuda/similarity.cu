@@ -25,7 +25,7 @@ static __device__ void add(total *to, total t) {
         if (to->sum != 0) to->sum *= exp(to->most - t.most);
         to->most = t.most;
     }
-    to->sum += t.sum * exp(t.most - to->most);
+    to->sum += t.most == to->most ? t.sum : t.sum * exp(t.most - to->most);
 }
 
 /* exp(v) with a running maximum; -inf adds nothing. */
@@ -35,7 +35,7 @@ template <typename T> static __device__ void add_exp(total *to, T v) {
         if (to->sum != 0) to->sum *= exp(to->most - (double)v);
         to->most = (double)v;
     }
-    to->sum += (double)exp(v - (T)to->most);
+    to->sum += v == (T)to->most ? 1 : (double)exp(v - (T)to->most); /* also of infinities */
 }
 
 static __global__ void totals_kernel(total *totals, int64_t n, double most) {

@@ -5,6 +5,7 @@
 
 int REAL(machine_step)(machine *m, int op, int a, int b) {
     m->steps[m->n_steps] = (ln_link_step){.op = op, .a = a, .b = b};
+    m->inside[m->n_steps] = false;
     return m->n_steps++;
 }
 
@@ -19,9 +20,11 @@ enum {
     MULTIPLY_ADD = LN_LINK_WHERE + 1, /* a b + c */
     MULTIPLY_SUBTRACT,                /* a b - c */
     SUBTRACT_PRODUCT,                 /* c - a b */
+    LE_DIVIDE,                        /* (a <= b) / c */
     EXP_DIFFERENCE_TIMES,             /* exp(a - b) c */
     EXP_DIFFERENCE,                   /* exp(a - b) */
-    EXP_TIMES                         /* exp(a) b */
+    EXP_TIMES,                        /* exp(a) b */
+    INSIDE = 64                       /* added to an operation whose operand is inside */
 };
 
 static int operands_of(int op) {
@@ -63,6 +66,7 @@ void REAL(machine_mirror)(machine *m, int *mirrored, const int *values, int n) {
         if (!any) continue;
         own[i] = REAL(machine_step)(m, s.op, moved[0], moved[1]);
         m->steps[own[i]].c = moved[2];
+        m->inside[own[i]] = m->inside[i];
     }
     for (int i = 0; i < n; i++) mirrored[i] = own[values[i]];
 }
@@ -104,6 +108,16 @@ static void find_places(machine *m) {
     }
 }
 
+/* What is the same for all rows of a tile. */
+static void find_early(const machine *m, bool *early) {
+    for (int i = 0; i < m->n_steps; i++) {
+        const ln_link_step *s = &m->steps[i];
+        early[i] = s->op != LN_LINK_S;
+        if (s->op == LN_LINK_PARAMETER) early[i] = m->parameters[s->a].kind != LN_PARAMETER_ROW;
+        for (int j = 0; j < operands_of(s->op); j++) early[i] &= early[operand_step(s, j)];
+    }
+}
+
 /* A step joined with the step that is computed for it alone; `with` is the other operand. */
 static ln_link_step joined(const ln_link_step *s, const ln_link_step *first, int with, bool left) {
     ln_link_step made = {.op = -1, .a = first->a, .b = first->b, .c = with};
@@ -113,6 +127,7 @@ static ln_link_step joined(const ln_link_step *s, const ln_link_step *first, int
         made.op = adds ? MULTIPLY_ADD : left ? MULTIPLY_SUBTRACT : SUBTRACT_PRODUCT;
     if (s->op == LN_LINK_MUL && first->op == EXP_DIFFERENCE) made.op = EXP_DIFFERENCE_TIMES;
     if (s->op == LN_LINK_MUL && first->op == LN_LINK_EXP) made.op = EXP_TIMES, made.b = with;
+    if (s->op == LN_LINK_DIV && first->op == LN_LINK_LE && left) made.op = LE_DIVIDE;
     return made;
 }
 
@@ -121,7 +136,8 @@ static bool is_array(const machine *m, int step) {
     return m->place[step] != PLACE_NUMBER;
 }
 
-static void fuse(machine *m) {
+/* An early step is not taken into one that runs for every row. */
+static void fuse(machine *m, const bool *early) {
     int readers[MACHINE_STEPS] = {0};
     for (int i = 0; i < m->n_outputs; i++) readers[m->outputs[i]] = 2;
     for (int i = 0; i < m->n_steps; i++)
@@ -129,35 +145,24 @@ static void fuse(machine *m) {
             readers[operand_step(&m->steps[i], j)]++;
     for (int i = 0; i < m->n_steps; i++) {
         ln_link_step *s = &m->steps[i], made = {.op = -1};
+        int first = -1;
         for (int j = 0; j < 2 && made.op < 0 && m->place[i] == 0 && j < operands_of(s->op); j++) {
-            int first = j == 0 ? s->a : s->b;
-            if (m->place[first] == 0 && readers[first] == 1)
-                made = joined(s, &m->steps[first], j == 0 ? s->b : s->a, j == 0);
+            first = j == 0 ? s->a : s->b;
+            if (m->place[first] != 0 || readers[first] != 1 || early[first] != early[i]) continue;
+            made = joined(s, &m->steps[first], j == 0 ? s->b : s->a, j == 0);
         }
-        bool arrays = true; /* what takes three operands takes no numbers */
+        bool arrays = true; /* what takes three operands takes no numbers, but as a limit */
         for (int j = 0; made.op >= 0 && j < operands_of(made.op); j++)
-            arrays &= is_array(m, operand_step(&made, j));
-        if (made.op >= 0 && (arrays || operands_of(made.op) < 3)) *s = made;
+            arrays &= is_array(m, operand_step(&made, j)) || (made.op == LE_DIVIDE && j == 1);
+        if (made.op < 0 || (!arrays && operands_of(made.op) > 2)) continue;
+        *s = made;
+        m->inside[i] |= m->inside[first];
     }
 }
 
-/* What is the same for all rows of a tile, and takes no register. */
-static void find_early(const machine *m, bool *early) {
-    for (int i = 0; i < m->n_steps; i++) {
-        const ln_link_step *s = &m->steps[i];
-        early[i] = m->place[i] < 0 && s->op != LN_LINK_S;
-        if (s->op == LN_LINK_PARAMETER) early[i] = m->parameters[s->a].kind != LN_PARAMETER_ROW;
-        for (int j = 0; j < operands_of(s->op); j++) early[i] &= early[operand_step(s, j)];
-    }
-}
-
-/* Registers are given out in the order of the steps and taken back after their last reader; who
- * reads a view reads what it views. */
-void REAL(machine_prepare)(machine *m) {
-    int last[MACHINE_STEPS], held[MACHINE_STEPS];
-    bool early[MACHINE_STEPS];
-    find_places(m);
-    fuse(m);
+/* The last step that reads each step, n_steps for an output, -1 for what nothing reads. Who reads a
+ * view reads what it views. */
+static void find_last(const machine *m, int *last) {
     for (int i = 0; i < m->n_steps; i++) last[i] = -1;
     for (int i = 0; i < m->n_outputs; i++) last[m->outputs[i]] = m->n_steps;
     for (int i = m->n_steps - 1; i >= 0; i--)
@@ -166,15 +171,30 @@ void REAL(machine_prepare)(machine *m) {
             int reader = m->place[i] == PLACE_VIEW ? last[i] : i;
             if (last[from] < reader) last[from] = reader;
         }
+}
+
+/* Registers are given out in the order of the steps and taken back after their last reader; those
+ * of the early steps come first, and stay. */
+void REAL(machine_prepare)(machine *m) {
+    int last[MACHINE_STEPS], held[MACHINE_STEPS];
+    bool early[MACHINE_STEPS];
+    find_places(m);
     find_early(m, early);
+    fuse(m, early);
+    find_last(m, last);
     m->n_registers = m->n_live = m->n_early = 0;
+    for (int i = 0; i < m->n_steps; i++) {
+        if (last[i] < 0 || !early[i]) continue;
+        m->early[m->n_early++] = i;
+        if (m->place[i] == 0) m->place[i] = m->n_registers++;
+    }
+    int kept = m->n_registers;
     for (int r = 0; r < MACHINE_STEPS; r++) held[r] = -1;
     for (int i = 0; i < m->n_steps; i++) {
-        if (last[i] < 0) continue;
-        if (early[i]) m->early[m->n_early++] = i;
-        else m->live[m->n_live++] = i;
+        if (last[i] < 0 || early[i]) continue;
+        m->live[m->n_live++] = i;
         if (m->place[i] < 0) continue;
-        int r = 0; /* a register is free once its step was last read before this one */
+        int r = kept; /* a register is free once its step was last read before this one */
         while (held[r] >= 0 && last[held[r]] >= i) r++;
         held[r] = i;
         m->place[i] = r;
@@ -184,8 +204,8 @@ void REAL(machine_prepare)(machine *m) {
 
 /* ---- Running ---- */
 
-#define UNARY(name, expression)                                                                    \
-    case LN_LINK_##name:                                                                           \
+#define UNARY(op, expression)                                                                      \
+    case op:                                                                                       \
         _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                      \
             real x = a.scale * a.array[i] + a.offset;                                              \
             y[i] = (expression);                                                                   \
@@ -215,18 +235,49 @@ void REAL(machine_prepare)(machine *m) {
 
 static void run_unary(int op, real *restrict y, operand a, int64_t n) {
     switch (op) {
-        UNARY(NEG, -x)
-        UNARY(ABS, fabs(x))
-        UNARY(SQUARE, x * x)
-        UNARY(SQRT, sqrt(x))
-        UNARY(EXP, exp(x))
-        UNARY(EXPM1, expm1(x))
-        UNARY(LOG, log(x))
-        UNARY(LOG1P, log1p(x))
-        UNARY(TANH, tanh(x))
-        UNARY(SIGMOID, 1 / (1 + exp(-x)))
-        UNARY(SOFTPLUS, (x > 0 ? x : 0) + log1p(exp(-fabs(x))))
+        UNARY(LN_LINK_NEG, -x)
+        UNARY(LN_LINK_ABS, fabs(x))
+        UNARY(LN_LINK_SQUARE, x * x)
+        UNARY(LN_LINK_SQRT, sqrt(x))
+        UNARY(LN_LINK_EXP, exp(x))
+        UNARY(LN_LINK_EXP + INSIDE, exp_inside(x))
+        UNARY(LN_LINK_EXPM1, expm1(x))
+        UNARY(LN_LINK_LOG, log(x))
+        UNARY(LN_LINK_LOG + INSIDE, log_inside(x))
+        UNARY(LN_LINK_LOG1P, log1p(x))
+        UNARY(LN_LINK_LOG1P + INSIDE, log1p_inside(x))
+        UNARY(LN_LINK_TANH, tanh(x))
+        UNARY(LN_LINK_SIGMOID, 1 / (1 + exp(-x)))
+        UNARY(LN_LINK_SIGMOID + INSIDE, 1 / (1 + exp_inside(-x)))
+        UNARY(LN_LINK_SOFTPLUS, (x > 0 ? x : 0) + log1p(exp(-fabs(x))))
+        UNARY(LN_LINK_SOFTPLUS + INSIDE, (x > 0 ? x : 0) + log1p_inside(exp_inside(-fabs(x))))
     }
+}
+
+static operand negative(operand x) {
+    return (operand){x.array, -x.scale, -x.offset};
+}
+
+static operand plus(operand x, real number) {
+    return (operand){x.array, x.scale, x.offset + number};
+}
+
+/* y = exp(a - b), where the offset of both is one number. */
+#define DIFFERENCE(name, EXP)                                                                      \
+    static void name(real *restrict y, operand a, operand b, int64_t n) {                          \
+        real offset = a.offset - b.offset;                                                         \
+        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) y[i] =                                 \
+            EXP((a.scale * a.array[i] + offset) - b.scale * b.array[i]);                           \
+    }
+DIFFERENCE(exp_difference, exp)
+DIFFERENCE(exp_difference_inside, exp_inside)
+
+static void run_difference(bool inside, real *y, operand a, operand b, int64_t n) {
+    int op = inside ? LN_LINK_EXP + INSIDE : LN_LINK_EXP;
+    if (a.array == NULL) run_unary(op, y, plus(negative(b), a.offset), n);
+    else if (b.array == NULL) run_unary(op, y, plus(a, -b.offset), n);
+    else if (inside) exp_difference_inside(y, a, b, n);
+    else exp_difference(y, a, b, n);
 }
 
 static void run_binary(int op, real *restrict y, operand a, operand b, int64_t n) {
@@ -236,14 +287,16 @@ static void run_binary(int op, real *restrict y, operand a, operand b, int64_t n
     case LN_LINK_MUL: BINARY(x * z); break;
     case LN_LINK_DIV: BINARY(x / z); break;
     case LN_LINK_POW: BINARY(pow(x, z)); break;
-    case LN_LINK_MIN: BINARY(x < z ? x : z); break;
-    case LN_LINK_MAX: BINARY(x > z ? x : z); break;
+    case LN_LINK_MIN: BINARY(z < x ? z : x); break; /* a NaN similarity stays one */
+    case LN_LINK_MAX: BINARY(z > x ? z : x); break;
     case LN_LINK_LT: BINARY(x < z); break;
     case LN_LINK_LE: BINARY(x <= z); break;
     case LN_LINK_GT: BINARY(x > z); break;
     case LN_LINK_GE: BINARY(x >= z); break;
     case LN_LINK_EQ: BINARY(x == z); break;
-    case EXP_DIFFERENCE: BINARY(exp(x - z)); break;
+    case EXP_DIFFERENCE: run_difference(false, y, a, b, n); break;
+    case EXP_DIFFERENCE + INSIDE: run_difference(true, y, a, b, n); break;
+    case EXP_TIMES + INSIDE: BINARY(exp_inside(x) * z); break;
     default: BINARY(exp(x) * z); break; /* EXP_TIMES */
     }
 }
@@ -256,20 +309,38 @@ static void run_where(real *restrict y, operand c, operand a, operand b, int64_t
     for (int64_t i = 0; i < n; i++) y[i] = element(c, i) != 0 ? element(a, i) : element(b, i);
 }
 
-/* y = an expression of x, z and t, all arrays. */
-#define TERNARY(name, expression)                                                                  \
-    static void name(real *restrict y, operand a, operand b, operand c, int64_t n) {               \
-        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                      \
-            real x = a.scale * a.array[i] + a.offset, z = b.scale * b.array[i] + b.offset;         \
-            real t = c.scale * c.array[i] + c.offset;                                              \
-            y[i] = (expression);                                                                   \
-        }                                                                                          \
+static void multiply_add(real *restrict y, operand a, operand b, operand c, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        real x = a.scale * a.array[i] + a.offset, z = b.scale * b.array[i] + b.offset;
+        y[i] = x * z + (c.scale * c.array[i] + c.offset);
     }
-TERNARY(multiply_add, x *z + t)
-TERNARY(exp_difference_times, exp(x - z) * t)
+}
 
-static operand negative(operand x) {
-    return (operand){x.array, -x.scale, -x.offset};
+#define DIFFERENCE_TIMES(name, EXP)                                                                \
+    static void name(real *restrict y, operand a, operand b, operand c, int64_t n) {               \
+        real offset = a.offset - b.offset;                                                         \
+        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) y[i] =                                 \
+            EXP((a.scale * a.array[i] + offset) - b.scale * b.array[i]) *                          \
+            (c.scale * c.array[i] + c.offset);                                                     \
+    }
+DIFFERENCE_TIMES(exp_difference_times, exp)
+DIFFERENCE_TIMES(exp_difference_times_inside, exp_inside)
+
+/* The limit b is an array or a number. */
+static void le_divide(real *restrict y, operand a, operand b, operand c, int64_t n) {
+    if (b.array == NULL) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++)
+            y[i] =
+                (a.scale * a.array[i] + a.offset <= b.offset) / (c.scale * c.array[i] + c.offset);
+        return;
+    }
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        real x = a.scale * a.array[i] + a.offset, z = b.scale * b.array[i] + b.offset;
+        y[i] = (x <= z) / (c.scale * c.array[i] + c.offset);
+    }
 }
 
 static void run_ternary(int op, real *y, operand a, operand b, operand c, int64_t n) {
@@ -277,17 +348,21 @@ static void run_ternary(int op, real *y, operand a, operand b, operand c, int64_
     case MULTIPLY_ADD: multiply_add(y, a, b, c, n); break;
     case MULTIPLY_SUBTRACT: multiply_add(y, a, b, negative(c), n); break;
     case SUBTRACT_PRODUCT: multiply_add(y, negative(a), b, c, n); break;
+    case LE_DIVIDE: le_divide(y, a, b, c, n); break;
     case EXP_DIFFERENCE_TIMES: exp_difference_times(y, a, b, c, n); break;
+    case EXP_DIFFERENCE_TIMES + INSIDE: exp_difference_times_inside(y, a, b, c, n); break;
     default: run_where(y, a, b, c, n);
     }
 }
 
 /* One step into y, which holds n elements. */
-static void run_step(const ln_link_step *s, real *y, const operand *values, int64_t n) {
+static void run_step(const ln_link_step *s, bool inside, real *y, const operand *values,
+                     int64_t n) {
+    int op = inside ? s->op + INSIDE : s->op;
     switch (operands_of(s->op)) {
-    case 1: run_unary(s->op, y, values[s->a], n); break;
-    case 2: run_binary(s->op, y, values[s->a], values[s->b], n); break;
-    default: run_ternary(s->op, y, values[s->a], values[s->b], values[s->c], n);
+    case 1: run_unary(op, y, values[s->a], n); break;
+    case 2: run_binary(op, y, values[s->a], values[s->b], n); break;
+    default: run_ternary(op, y, values[s->a], values[s->b], values[s->c], n);
     }
 }
 
@@ -312,7 +387,7 @@ static operand run_number(const ln_link_step *s, const operand *values) {
         x[j] = values[operand_step(s, j)].offset;
         given[j] = (operand){&x[j], 1, 0};
     }
-    run_step(&step, &y, given, 1);
+    run_step(&step, false, &y, given, 1);
     return number(y);
 }
 
@@ -349,10 +424,20 @@ static operand short_step(const machine *m, const ln_link_step *s, int place, co
     return place == PLACE_VIEW ? view(s, values) : run_number(s, values);
 }
 
-void REAL(machine_start)(const machine *m, operand *values, int64_t column) {
+/* A step with a loop, into its register or `direct`. */
+static operand long_step(const machine *m, int i, const operand *values, real *registers,
+                         real *direct, int64_t n) {
+    real *y = direct != NULL ? direct : registers + (int64_t)m->place[i] * SEGMENT;
+    run_step(&m->steps[i], m->inside[i], y, values, n);
+    return (operand){y, 1, 0};
+}
+
+void REAL(machine_start)(const machine *m, operand *values, real *registers, int64_t column,
+                         int64_t n) {
     for (int l = 0; l < m->n_early; l++) {
-        int i = m->early[l];
-        values[i] = short_step(m, &m->steps[i], m->place[i], values, NULL, 0, column);
+        int i = m->early[l], place = m->place[i];
+        if (place < 0) values[i] = short_step(m, &m->steps[i], place, values, NULL, 0, column);
+        else values[i] = long_step(m, i, values, registers, NULL, n);
     }
 }
 
@@ -360,15 +445,9 @@ void REAL(machine_run)(const machine *m, operand *results, operand *values, real
                        real *first, const real *s, int64_t row, int64_t n) {
     for (int l = 0; l < m->n_live; l++) {
         int i = m->live[l], place = m->place[i];
-        const ln_link_step *step = &m->steps[i];
-        if (place < 0) {
-            values[i] = short_step(m, step, place, values, s, row, 0);
-            continue;
-        }
         bool direct = first != NULL && i == m->outputs[0];
-        real *y = direct ? first : registers + (int64_t)place * SEGMENT;
-        run_step(step, y, values, n);
-        values[i] = (operand){y, 1, 0};
+        if (place < 0) values[i] = short_step(m, &m->steps[i], place, values, s, row, 0);
+        else values[i] = long_step(m, i, values, registers, direct ? first : NULL, n);
     }
     for (int i = 0; i < m->n_outputs; i++) results[i] = values[m->outputs[i]];
 }

@@ -1,11 +1,11 @@
 /* The register machine that runs a link function along segments of a tile's rows, compiled once
  * for each element type (LN_REAL) and instruction set. Internal to cpu/.
  *
- * Segments run along the columns. What depends on numbers and the rows' parameters alone is
- * computed once a segment, as a number; what is a multiple of an array plus a number is not
- * computed at all, but by the loop that reads it; the rest runs over registers of SEGMENT elements
- * that stay in L1. Invariant: a step's operands are numbers, registers written before it, or arrays
- * of at least the segment's length. */
+ * Segments run along the columns. What depends on numbers and the columns' parameters alone is
+ * computed once a tile; on numbers and the rows' parameters, once a segment, as a number; what is a
+ * multiple of an array plus a number is not computed at all, but by the loop that reads it; the
+ * rest runs over registers of SEGMENT elements that stay in L1. Invariant: a step's operands are
+ * numbers, registers written before it, or arrays of at least the segment's length. */
 #ifndef LN_CPU_MACHINE_H
 #define LN_CPU_MACHINE_H
 #include "cpu/kernels.h"
@@ -34,6 +34,8 @@ typedef struct {
 typedef struct {
     int n_steps, n_parameters, n_outputs;
     ln_link_step steps[MACHINE_STEPS];
+    bool inside[MACHINE_STEPS]; /* of an EXP, LOG, LOG1P...: what it takes is in the range of
+                                   exp_inside, log_inside, log1p_inside (vector_math.h) */
     machine_parameter parameters[MACHINE_PARAMETERS];
     int outputs[2 * (LN_LINK_PARAMETERS + 1)]; /* steps whose values are wanted */
     /* Set by prepare: the steps to run once a tile, and once a segment, and where the values of all
@@ -52,9 +54,11 @@ int REAL(machine_parameter)(machine *m, int kind, const real *values);
 void REAL(machine_mirror)(machine *m, int *mirrored, const int *values, int n);
 /* Places every step that an output needs. */
 void REAL(machine_prepare)(machine *m);
-/* Prepares values, room for MACHINE_STEPS, for the segments that start at a column. */
-void REAL(machine_start)(const machine *m, operand *values, int64_t column);
-/* Runs over the n <= SEGMENT similarities of row `row`. registers holds n_registers segments.
+/* Prepares values, room for MACHINE_STEPS, for the segments of n <= SEGMENT columns from `column`
+ * on. registers holds n_registers segments, some of which are kept from here to the runs. */
+void REAL(machine_start)(const machine *m, operand *values, real *registers, int64_t column,
+                         int64_t n);
+/* Runs over the n similarities of row `row`.
  * results[i]: where output i lies, an array (scale 1, offset 0) or a number, valid until the next
  * run. first (NULL: its register): where to write output 0 where it is not an array by itself. */
 void REAL(machine_run)(const machine *m, operand *results, operand *values, real *registers,

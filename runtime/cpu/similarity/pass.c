@@ -44,9 +44,11 @@ static int kind_in(int kind, bool flipped) {
 }
 
 /* flipped: the link of the transposed matrix. */
-static void copy_link(machine *m, const ln_reduction *r, bool flipped) {
+static void copy_link(machine *m, const tile_job *job, bool flipped) {
+    const ln_reduction *r = job->reduction;
     m->n_steps = r->n_steps;
     memcpy(m->steps, r->steps, (size_t)r->n_steps * sizeof *r->steps);
+    memcpy(m->inside, job->inside, (size_t)r->n_steps * sizeof *m->inside);
     m->n_parameters = r->n_parameters;
     for (int p = 0; p < r->n_parameters; p++)
         m->parameters[p] = (machine_parameter){(const real *)r->parameters[p].value->data,
@@ -58,24 +60,26 @@ static int anchor_kind(const ln_reduction *r, bool flipped) {
 }
 
 /* exp(f - shift) of the anchor; f = x - z as x - (z + shift): a sum with a number costs nothing. */
-static int weight_step(machine *m, int value, int kind, const real *shift) {
-    int c = REAL(machine_parameter)(m, kind, shift);
+static int weight_step(machine *m, const tile_job *job, int kind, const real *shift) {
+    int value = job->reduction->value, c = REAL(machine_parameter)(m, kind, shift);
     ln_link_step f = m->steps[value];
     if (f.op == LN_LINK_SUB) {
         value = f.a;
         c = REAL(machine_step)(m, LN_LINK_ADD, f.b, c);
     }
-    return REAL(machine_step)(m, LN_LINK_EXP, REAL(machine_step)(m, LN_LINK_SUB, value, c), 0);
+    int e = REAL(machine_step)(m, LN_LINK_EXP, REAL(machine_step)(m, LN_LINK_SUB, value, c), 0);
+    m->inside[e] = job->inside_weight;
+    return e;
 }
 
 static int forward_step(machine *m, const tile_job *job, int kind) {
     const ln_reduction *r = job->reduction;
     if (r->kind != LN_REDUCE_LSE || !job->fixed_shift) return r->value;
-    return weight_step(m, r->value, job->one_link ? LN_PARAMETER_SCALAR : kind, job->shift);
+    return weight_step(m, job, job->one_link ? LN_PARAMETER_SCALAR : kind, job->shift);
 }
 
 static void forward_machine(machine *m, const tile_job *job, bool flipped) {
-    copy_link(m, job->reduction, flipped);
+    copy_link(m, job, flipped);
     m->outputs[0] = forward_step(m, job, anchor_kind(job->reduction, flipped));
     m->n_outputs = 1;
     REAL(machine_prepare)(m);
@@ -83,11 +87,46 @@ static void forward_machine(machine *m, const tile_job *job, bool flipped) {
 
 /* Outputs: what the tile's rows sum, and what its columns sum. */
 static void forward_both(machine *m, const tile_job *job) {
-    copy_link(m, job->reduction, false);
+    copy_link(m, job, false);
     m->outputs[0] = forward_step(m, job, LN_PARAMETER_ROW);
     REAL(machine_mirror)(m, &m->outputs[1], &m->outputs[0], 1);
     m->n_outputs = 2;
     REAL(machine_prepare)(m);
+}
+
+/* Which steps depend on the similarity. */
+static void find_dependent(const machine *m, bool *depends) {
+    for (int i = 0; i < m->n_steps; i++) {
+        const ln_link_step *s = &m->steps[i];
+        int operands = ln_link_operands(s->op);
+        depends[i] = s->op == LN_LINK_S || (operands > 0 && depends[s->a]) ||
+                     (operands > 1 && depends[s->b]) || (operands > 2 && depends[s->c]);
+    }
+}
+
+/* Whether the step is a product with what does not depend on the similarity, or that itself. */
+static bool is_term(const machine *m, const bool *depends, int step) {
+    const ln_link_step *s = &m->steps[step];
+    return !depends[step] || (s->op == LN_LINK_MUL && !(depends[s->a] && depends[s->b]));
+}
+
+static int scaled_term(machine *m, const bool *depends, int step, int gain) {
+    ln_link_step s = m->steps[step];
+    if (!depends[step] || s.op != LN_LINK_MUL)
+        return REAL(machine_step)(m, LN_LINK_MUL, step, gain);
+    int factor = depends[s.a] ? s.b : s.a, other = depends[s.a] ? s.a : s.b;
+    factor = REAL(machine_step)(m, LN_LINK_MUL, factor, gain);
+    return REAL(machine_step)(m, LN_LINK_MUL, factor, other);
+}
+
+/* gain * slope, term by term where that leaves the gain to what is the same along a tile. */
+static int scaled_step(machine *m, const bool *depends, int step, int gain) {
+    ln_link_step s = m->steps[step];
+    bool sum = s.op == LN_LINK_ADD || s.op == LN_LINK_SUB;
+    if (!sum || !is_term(m, depends, s.a) || !is_term(m, depends, s.b))
+        return scaled_term(m, depends, step, gain);
+    int a = scaled_term(m, depends, s.a, gain), b = scaled_term(m, depends, s.b, gain);
+    return REAL(machine_step)(m, s.op, a, b);
 }
 
 /* made: weight * (gain * slope) for the similarity and every wanted parameter; weight < 0: none.
@@ -95,35 +134,38 @@ static void forward_both(machine *m, const tile_job *job) {
  * how many. */
 static int gradient_steps(machine *m, int *made, const ln_reduction *r, int weight, int gain) {
     int slopes[LN_LINK_PARAMETERS + 1], n = 0;
+    bool depends[MACHINE_STEPS];
+    find_dependent(m, depends);
     slopes[n++] = r->slope;
     for (int p = 0; p < r->n_parameters; p++)
         if (r->parameters[p].slope >= 0) slopes[n++] = r->parameters[p].slope;
     for (int i = 0; i < n; i++) {
-        int scaled = REAL(machine_step)(m, LN_LINK_MUL, slopes[i], gain);
+        int scaled = scaled_step(m, depends, slopes[i], gain);
         made[i] = weight < 0 ? scaled : REAL(machine_step)(m, LN_LINK_MUL, weight, scaled);
     }
     return n;
 }
 
-static int backward_steps(machine *m, int *made, const ln_reduction *r, int kind, const real *lse,
+static int backward_steps(machine *m, int *made, const tile_job *job, int kind, const real *lse,
                           const real *dy) {
-    int weight = lse != NULL ? weight_step(m, r->value, kind, lse) : -1;
-    return gradient_steps(m, made, r, weight, REAL(machine_parameter)(m, kind, dy));
+    int weight = lse != NULL ? weight_step(m, job, kind, lse) : -1;
+    return gradient_steps(m, made, job->reduction, weight, REAL(machine_parameter)(m, kind, dy));
 }
 
-static void backward_machine(machine *m, const ln_reduction *r, bool flipped, const real *lse,
+static void backward_machine(machine *m, const tile_job *job, bool flipped, const real *lse,
                              const real *dy) {
-    copy_link(m, r, flipped);
-    m->n_outputs = backward_steps(m, m->outputs, r, anchor_kind(r, flipped), lse, dy);
+    copy_link(m, job, flipped);
+    int kind = anchor_kind(job->reduction, flipped);
+    m->n_outputs = backward_steps(m, m->outputs, job, kind, lse, dy);
     REAL(machine_prepare)(m);
 }
 
 /* Both halves of a mirrored tile. Outputs: the weights of both together, then each wanted
  * parameter's gradient from the tile's rows and from its columns. */
-static void backward_both(machine *m, const ln_reduction *r, const real *lse, const real *dy) {
+static void backward_both(machine *m, const tile_job *job, const real *lse, const real *dy) {
     int straight[LN_LINK_PARAMETERS + 1], flipped[LN_LINK_PARAMETERS + 1];
-    copy_link(m, r, false);
-    int n = backward_steps(m, straight, r, LN_PARAMETER_ROW, lse, dy);
+    copy_link(m, job, false);
+    int n = backward_steps(m, straight, job, LN_PARAMETER_ROW, lse, dy);
     REAL(machine_mirror)(m, flipped, straight, n);
     m->outputs[0] = REAL(machine_step)(m, LN_LINK_ADD, straight[0], flipped[0]);
     m->n_outputs = 1;
@@ -136,14 +178,13 @@ static void backward_both(machine *m, const ln_reduction *r, const real *lse, co
 
 /* The same where the link's value and the shift are the same for all anchors, with one exponential:
  * exp(f - c) slope (g_i e^(c - lse_i) + g_j e^(c - lse_j)). A parameter has one output. */
-static void backward_shared(machine *m, const ln_reduction *r, const real *shift,
-                            const real *gains) {
-    copy_link(m, r, false);
-    int weight = shift != NULL ? weight_step(m, r->value, LN_PARAMETER_SCALAR, shift) : -1;
+static void backward_shared(machine *m, const tile_job *job, const real *shift, const real *gains) {
+    copy_link(m, job, false);
+    int weight = shift != NULL ? weight_step(m, job, LN_PARAMETER_SCALAR, shift) : -1;
     int row = REAL(machine_parameter)(m, LN_PARAMETER_ROW, gains);
     int column = REAL(machine_parameter)(m, LN_PARAMETER_COLUMN, gains);
     int gain = REAL(machine_step)(m, LN_LINK_ADD, row, column);
-    m->n_outputs = gradient_steps(m, m->outputs, r, weight, gain);
+    m->n_outputs = gradient_steps(m, m->outputs, job->reduction, weight, gain);
     REAL(machine_prepare)(m);
 }
 
@@ -176,6 +217,60 @@ static bool masks_are_even(const ln_reduction *r) {
     return true;
 }
 
+/* ---- What is known of the arguments of exp and log ---- */
+
+enum { FAR = 100000 }; /* what is computed from no larger values is off by less than 1 % */
+
+static bool parameter_range(ln_interval *range, const ln_tensor *t) {
+    const real *x = (const real *)t->data;
+    real low = INFINITY, high = -INFINITY, sum = 0;
+    for (int64_t i = 0; i < t->numel; i++) {
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+        sum += x[i] - x[i]; /* NaN where one is not finite */
+    }
+    *range = (ln_interval){(double)low, (double)high};
+    return sum == 0;
+}
+
+/* Whether the operand of a step is inside, with room for what rounding does to values up to
+ * `reach`. */
+static bool is_inside(int op, ln_interval x, double reach) {
+    switch (op) {
+    case LN_LINK_EXP:
+    case LN_LINK_SIGMOID:
+    case LN_LINK_SOFTPLUS: return x.low > -86 && x.high < 86 && reach <= FAR;
+    case LN_LINK_LOG: return x.low > 1e-6 && x.high < 1e6 && reach <= 2;
+    case LN_LINK_LOG1P: return x.low > 5e-7 - 1 && x.high < 1e6 && reach <= 2;
+    default: return false;
+    }
+}
+
+/* For cosines of finite rows and finite parameters; else nothing is known. */
+static void find_inside(tile_job *job, const tile_pass *pass) {
+    const ln_reduction *r = job->reduction;
+    ln_interval bounds[LN_LINK_STEPS], parameters[LN_LINK_PARAMETERS], s = {-1 - 1e-6, 1 + 1e-6};
+    double reach[LN_LINK_STEPS] = {0};
+    if (!pass->finite) return;
+    for (int p = 0; p < r->n_parameters; p++)
+        if (!parameter_range(&parameters[p], r->parameters[p].value)) return;
+    if (ln_link_bound(bounds, r->n_steps, r->steps, s, parameters) != LN_OK) return;
+    for (int i = 0; i < r->n_steps; i++) {
+        const ln_link_step *step = &r->steps[i];
+        const int operands[] = {step->a, step->b, step->c};
+        for (int j = 0; j < ln_link_operands(step->op); j++)
+            reach[i] = fmax(reach[i], reach[operands[j]]);
+        if (ln_link_operands(step->op) > 0)
+            job->inside[i] = is_inside(step->op, bounds[step->a], reach[step->a]);
+        reach[i] = fmax(reach[i], fmax(fabs(bounds[i].low), fabs(bounds[i].high)));
+    }
+    /* f - shift lies in [-spread, 0], and f - lse in [-spread - log(candidates), spread]. */
+    double spread = bounds[r->value].high - bounds[r->value].low;
+    double candidates = (double)(r->by_column ? pass->n : pass->m);
+    job->inside_weight =
+        job->fixed_shift && reach[r->value] <= FAR && spread + log(candidates) < 86;
+}
+
 static int64_t anchors(const tile_pass *pass, const ln_reduction *r) {
     return r->by_column ? pass->m : pass->n;
 }
@@ -190,6 +285,7 @@ static ln_status job_new(tile_job *job, arena *a, const tile_pass *pass, const l
     job->one_link = pass->symmetric && steady && same_for_all_anchors(r);
     job->both_at_once = pass->symmetric && (steady || pass->backward);
     job->even = pass->symmetric && masks_are_even(r);
+    find_inside(job, pass);
     if (shift != NULL) {
         job->shift = (real *)shift->data;
         return LN_OK;
@@ -233,10 +329,10 @@ static ln_status backward_job(tile_job *job, arena *a, const tile_pass *pass, co
     if (lse == NULL || gains == NULL) return LN_OUT_OF_MEMORY;
     backward_arrays(job, n, (const real *)y->data, g, lse, gains);
     bool is_lse = r->kind == LN_REDUCE_LSE;
-    backward_machine(&job->straight, r, false, is_lse ? lse : NULL, g);
-    backward_machine(&job->flipped, r, true, is_lse ? lse : NULL, g);
-    if (job->one_link) backward_shared(&job->both, r, is_lse ? job->shift : NULL, gains);
-    else if (job->both_at_once) backward_both(&job->both, r, is_lse ? lse : NULL, g);
+    backward_machine(&job->straight, job, false, is_lse ? lse : NULL, g);
+    backward_machine(&job->flipped, job, true, is_lse ? lse : NULL, g);
+    if (job->one_link) backward_shared(&job->both, job, is_lse ? job->shift : NULL, gains);
+    else if (job->both_at_once) backward_both(&job->both, job, is_lse ? lse : NULL, g);
     for (int p = 0; p < r->n_parameters; p++) {
         if (r->parameters[p].slope < 0) continue;
         bool column = r->parameters[p].kind == LN_PARAMETER_COLUMN;
@@ -248,6 +344,12 @@ static ln_status backward_job(tile_job *job, arena *a, const tile_pass *pass, co
 }
 
 /* ---- The passes ---- */
+
+static bool are_finite(const real *scale, int64_t n) {
+    real sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += scale[i] - scale[i];
+    return sum == 0;
+}
 
 static ln_status pass_new(tile_pass *pass, bool backward, arena *a, const ln_tensor *q,
                           const ln_tensor *k, bool cosine, int n, const ln_reduction *reductions,
@@ -265,6 +367,7 @@ static ln_status pass_new(tile_pass *pass, bool backward, arena *a, const ln_ten
         pass->q_scale = arena_adopt(a, REAL(unit_scales)(q));
         pass->k_scale = k != NULL ? arena_adopt(a, REAL(unit_scales)(k)) : pass->q_scale;
         if (pass->q_scale == NULL || pass->k_scale == NULL) return LN_OUT_OF_MEMORY;
+        pass->finite = are_finite(pass->q_scale, pass->n) && are_finite(pass->k_scale, pass->m);
     }
     pass->jobs = arena_new(a, (size_t)n * sizeof *pass->jobs);
     if (pass->jobs == NULL) return LN_OUT_OF_MEMORY;

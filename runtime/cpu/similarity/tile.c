@@ -85,7 +85,7 @@ static real *writable(operand o, real *line, int64_t n) {
 }
 
 static void start(worker *w, const machine *m) {
-    REAL(machine_start)(m, w->values, w->r.column0);
+    REAL(machine_start)(m, w->values, w->registers, w->r.column0, width(w));
 }
 
 static void run_row(worker *w, const machine *m, operand *results, real *first, int64_t row) {
@@ -119,12 +119,17 @@ static real max_of(const real *x, int64_t n) {
     return max;
 }
 
-/* sum exp(x - shift); a shift of -inf has nothing to sum. */
-static real sum_exp(const real *x, real shift, int64_t n) {
+/* exp(x - shift) where shift is the maximum of all x that are no NaN: infinities are as large as
+ * each other, and under a shift of -inf there are -inf, whose share is 0, and NaN alone. */
+static inline real share(real x, real shift) {
+    real safe = shift == -INFINITY ? 0 : shift;
+    return x == safe ? 1 : exp(x - safe);
+}
+
+static real sum_shares(const real *x, real shift, int64_t n) {
     real sum = 0;
-    if (shift == -INFINITY) return 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t t = 0; t < n; t++) sum += exp(x[t] - shift);
+    for (int64_t t = 0; t < n; t++) sum += share(x[t], shift);
     return sum;
 }
 
@@ -149,7 +154,7 @@ static void forward_rows(worker *w, tile_job *job, mask_class mask) {
         const real *x = masked(w, job, o, w->line, running ? -INFINITY : 0, mask, false, row);
         if (running) {
             rescale(&job->sum[row], &job->shift[row], max_of(x, n));
-            job->sum[row] += (double)sum_exp(x, job->shift[row], n);
+            job->sum[row] += (double)sum_shares(x, job->shift[row], n);
         } else {
             job->sum[row] += (double)sum_of(x, n);
         }
@@ -184,10 +189,7 @@ static void forward_columns(worker *w, tile_job *job, bool flipped, mask_class m
         for (int64_t row = w->r.row0; row < w->r.row1; row++) {
             const real *x = tile_row(w->f, w, row);
 #pragma omp simd
-            for (int64_t t = 0; t < n; t++) {
-                real safe = shift[t] == -INFINITY ? 0 : shift[t];
-                gathered[t] += exp(x[t] - safe);
-            }
+            for (int64_t t = 0; t < n; t++) gathered[t] += share(x[t], shift[t]);
         }
     }
     add_line(sum, gathered, n);

@@ -21,7 +21,9 @@ typedef struct {
     const ln_reduction *reduction;
     tile_keep *keep;  /* NULL, or what the job does instead of reducing; it reads the masks only */
     bool fixed_shift; /* LSE: shift holds a bound; else the running maximum */
-    bool one_link;    /* both halves of a symmetric tile take the same values */
+    bool inside[LN_LINK_STEPS],
+        inside_weight;         /* machine.inside of the link and of exp(f - shift) */
+    bool one_link;             /* both halves of a symmetric tile take the same values */
     machine straight, flipped; /* anchors are the rows, the columns */
     bool both_at_once, even;   /* even: the masks admit (i,j) where they admit (j,i) */
     machine both; /* both_at_once: serves the two where nothing is masked, or masks are even */
@@ -39,6 +41,7 @@ typedef struct {
 
 typedef struct {
     bool backward, symmetric;
+    bool finite; /* all similarities are known to be cosines of finite rows */
     int64_t n, m, d;
     const real *q, *k;             /* (n,d), (m,d) */
     const real *q_scale, *k_scale; /* (n), (m): factors of the rows; NULL: 1 */

@@ -16,7 +16,7 @@ real *REAL(unit_scales)(const ln_tensor *x) {
         double sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t k = 0; k < d; k++) sum += (double)row[k] * (double)row[k];
-        scale[i] = (real)(1 / fmax(sqrt(sum), NORM_FLOOR));
+        scale[i] = isfinite(sum) ? (real)(1 / fmax(sqrt(sum), NORM_FLOOR)) : NAN;
     }
     return scale;
 }

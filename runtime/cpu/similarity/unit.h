@@ -3,8 +3,8 @@
 #define LN_CPU_UNIT_H
 #include "machine.h"
 
-/* 1 / max(|x|, 1e-8) of each row of x (n,d), in scratch that the caller releases. NULL: no
- * memory. */
+/* 1 / max(|x|, 1e-8) of each row of x (n,d), NaN where |x|^2 is not finite, in scratch that the
+ * caller releases. NULL: no memory. */
 real *REAL(unit_scales)(const ln_tensor *x);
 /* Whether the norm behind a factor was below the floor, so that the factor is a constant. */
 bool REAL(unit_is_clamped)(real scale);
