@@ -383,20 +383,32 @@ enum { LN_LINK_STEPS = 256, LN_LINK_PARAMETERS = 16, LN_MAX_MASKS = 8, LN_MAX_RE
 ln_status ln_link_bounds(double *lows, double *highs, int n_steps, const ln_link_step *steps,
                          const double *low, const double *high);
 
+/* Tiles of a matrix that its passes share. values: contiguous, of q's dtype, on its device, with
+ * room for ln_similarity_tiles's elements or for fewer: then only so many tiles are kept. Once a
+ * pass has filled it, later passes over the same q and k, unchanged, read it instead of computing
+ * the tiles again; the results are the same bits. The caller's. */
+typedef struct {
+    ln_tensor *values;
+    bool filled;
+} ln_tiles;
+/* The elements that hold all tiles of the matrix; 0 where the device keeps none. */
+ln_status ln_similarity_tiles(int64_t *elements, const ln_tensor *q, const ln_tensor *k);
+
 /* q (N,d), k (M,d) or NULL for k = q: the matrix is q k^T, of the rows scaled to unit length when
  * cosine (norms clamped below at 1e-8). float32 or float64. Runs n reductions over one computation
- * of the matrix's tiles; out[r]: (N), or (M) when by_column. Extra memory: O(N + M) and a few tiles
- * for each thread. An anchor without candidates gives -inf for LSE and 0 for SUM. The results are
- * the same bits for every size of team. */
+ * of the matrix's tiles; out[r]: (N), or (M) when by_column. tiles: read or filled, or NULL. Extra
+ * memory: O(N + M) and a few tiles for each thread. An anchor without candidates gives -inf for LSE
+ * and 0 for SUM. The results are the same bits for every size of team. */
 ln_status ln_similarity_forward(ln_tensor **out, const ln_tensor *q, const ln_tensor *k,
-                                bool cosine, int n, const ln_reduction *reductions);
+                                bool cosine, int n, const ln_reduction *reductions,
+                                ln_tiles *tiles);
 /* The gradients of the same: y[r] and dy[r] are the reductions' values and their gradients. dq, dk
  * may be NULL: not wanted (dk must be NULL where k is); dparameters: one place for each parameter
  * of each reduction in order, used where its slope is not -1. */
 ln_status ln_similarity_backward(ln_tensor **dq, ln_tensor **dk, ln_tensor **dparameters,
                                  const ln_tensor *const *dy, const ln_tensor *const *y,
                                  const ln_tensor *q, const ln_tensor *k, bool cosine, int n,
-                                 const ln_reduction *reductions);
+                                 const ln_reduction *reductions, ln_tiles *tiles);
 
 /* Each row's k largest candidates, largest first, and their columns (int64), both (N,k), ties by
  * place; where a row has fewer, its last values are -inf. 0 <= k <= M. */
@@ -408,7 +420,8 @@ ln_status ln_similarity_topk(ln_tensor **values, ln_tensor **columns, const ln_t
  * F_r = r / (points + 1), over r = burnt + 1 .. points (0 where fewer than two). A row must have
  * `points` candidates. */
 ln_status ln_similarity_tail(ln_tensor **fits, const ln_tensor *q, const ln_tensor *k, bool cosine,
-                             int64_t points, int64_t burnt, int n_masks, const ln_mask *masks);
+                             int64_t points, int64_t burnt, int n_masks, const ln_mask *masks,
+                             ln_tiles *tiles);
 /* The same for the candidates of all rows together: fit (5). */
 ln_status ln_similarity_pooled_tail(ln_tensor **fit, const ln_tensor *q, const ln_tensor *k,
                                     bool cosine, int64_t points, int64_t burnt, int n_masks,

@@ -50,14 +50,16 @@ static ln_status check_tail(const ln_tensor *q, const ln_tensor *k, int64_t cand
 }
 
 ln_status ln_similarity_tail(ln_tensor **fits, const ln_tensor *q, const ln_tensor *k, bool cosine,
-                             int64_t points, int64_t burnt, int n_masks, const ln_mask *masks) {
+                             int64_t points, int64_t burnt, int n_masks, const ln_mask *masks,
+                             ln_tiles *tiles) {
     const ln_tensor *given = *fits;
     ln_status status;
     LN_TRY(check_tail(q, k, q != NULL ? columns_of(q, k) : 0, points, burnt, n_masks, masks));
+    LN_TRY(ln_tiles_check(tiles, q));
     const int64_t shape[] = {q->shape[0], 5};
     LN_TRY(ln_out(fits, LN_FLOAT64, ln_device(q), 2, shape, "similarity"));
     LN_TRY(ln_backend_of(ln_device(q))
-               ->similarity_tail(*fits, q, k, cosine, n_masks, masks, points, burnt));
+               ->similarity_tail(*fits, q, k, cosine, n_masks, masks, points, burnt, tiles));
     return LN_OK;
 fail:
     ln_out_fail(fits, given);

@@ -248,11 +248,29 @@ static void release_all(ln_tensor *const *t, int n) {
 
 /* ---- The operators ---- */
 
+ln_status ln_tiles_check(const ln_tiles *tiles, const ln_tensor *q) {
+    if (tiles == NULL) return LN_OK;
+    const ln_tensor *inputs[] = {q, tiles->values};
+    ln_status status = ln_check_inputs("similarity", 2, inputs);
+    if (status == LN_OK && (tiles->values->dtype != q->dtype || !ln_is_contiguous(tiles->values)))
+        return ln_fail(LN_BAD_ARGUMENT, "similarity: tiles are %s; contiguous %s are taken",
+                       ln_text(tiles->values), ln_text_dtype(q->dtype));
+    return status;
+}
+
+ln_status ln_similarity_tiles(int64_t *elements, const ln_tensor *q, const ln_tensor *k) {
+    ln_status status = ln_similarity_check(q, k);
+    if (status != LN_OK) return status;
+    return ln_backend_of(ln_device(q))->similarity_tiles(elements, q, k);
+}
+
 ln_status ln_similarity_forward(ln_tensor **out, const ln_tensor *q, const ln_tensor *k,
-                                bool cosine, int n, const ln_reduction *reductions) {
+                                bool cosine, int n, const ln_reduction *reductions,
+                                ln_tiles *tiles) {
     ln_tensor *made[LN_MAX_REDUCTIONS] = {0}, *shifts[LN_MAX_REDUCTIONS] = {0};
     ln_status status;
     LN_TRY(check_all(q, k, n, reductions));
+    LN_TRY(ln_tiles_check(tiles, q));
     LN_TRY(choose_shifts(shifts, q, k, cosine, n, reductions));
     for (int i = 0; i < n; i++) {
         int64_t anchors = reductions[i].by_column && k != NULL ? k->shape[0] : q->shape[0];
@@ -260,7 +278,7 @@ ln_status ln_similarity_forward(ln_tensor **out, const ln_tensor *q, const ln_te
     }
     LN_TRY(ln_backend_of(ln_device(q))
                ->similarity_forward(made, q, k, cosine, n, reductions,
-                                    (const ln_tensor *const *)shifts));
+                                    (const ln_tensor *const *)shifts, tiles));
     for (int i = 0; i < n; i++) {
         out[i] = made[i];
         made[i] = NULL;
@@ -318,20 +336,21 @@ static ln_status check_cotangents(const ln_tensor *const *dy, const ln_tensor *c
 ln_status ln_similarity_backward(ln_tensor **dq, ln_tensor **dk, ln_tensor **dparameters,
                                  const ln_tensor *const *dy, const ln_tensor *const *y,
                                  const ln_tensor *q, const ln_tensor *k, bool cosine, int n,
-                                 const ln_reduction *reductions) {
+                                 const ln_reduction *reductions, ln_tiles *tiles) {
     gradients g = {0};
     ln_tensor *shifts[LN_MAX_REDUCTIONS] = {0};
     int count = 0;
     ln_status status;
     LN_TRY(check_all(q, k, n, reductions));
     LN_TRY(check_cotangents(dy, y, q, k, n, reductions));
+    LN_TRY(ln_tiles_check(tiles, q));
     if (k == NULL && dk != NULL)
         LN_TRY(ln_fail(LN_BAD_ARGUMENT, "similarity: there is no k to take a gradient"));
     LN_TRY(choose_shifts(shifts, q, k, cosine, n, reductions));
     LN_TRY(make_gradients(&g, dq != NULL, dk != NULL, q, k, n, reductions));
     LN_TRY(ln_backend_of(ln_device(q))
                ->similarity_backward(g.dq, g.dk, g.parameters, dy, y, q, k, cosine, n, reductions,
-                                     (const ln_tensor *const *)shifts));
+                                     (const ln_tensor *const *)shifts, tiles));
     for (int i = 0; i < n; i++) count += reductions[i].n_parameters;
     if (dq != NULL) *dq = g.dq;
     if (dk != NULL) *dk = g.dk;

@@ -5,6 +5,8 @@
 
 /* q (N,d) and k (M,d) or NULL: float32 or float64, contiguous, alike. */
 ln_status ln_similarity_check(const ln_tensor *q, const ln_tensor *k);
+/* Kept tiles of a matrix of q, or NULL. */
+ln_status ln_tiles_check(const ln_tiles *tiles, const ln_tensor *q);
 /* Masks of an n x m matrix. */
 ln_status ln_masks_check(int n_masks, const ln_mask *masks, int device, int64_t n, int64_t m);
 /* Indices from 1 to m. */

@@ -187,7 +187,7 @@ static void chosen_release(chosen *c) {
 
 ln_status CUDA(similarity_tail)(ln_tensor *fits, const ln_tensor *q, const ln_tensor *k,
                                 bool cosine, int n_masks, const ln_mask *given, int64_t points,
-                                int64_t burnt) {
+                                int64_t burnt, ln_tiles *) {
     strips t = {};
     chosen c = {};
     ln_status status = cuda_enter(q, WHAT);

@@ -9,6 +9,7 @@ local dense = require "lunce.similarity.dense"
 local evt = require "lunce.evt"
 local lib = require "lunce.ffi"
 local tensor = require "lunce.tensor"
+local tiles = require "lunce.similarity.tiles"
 local program = require "lunce.link.program"
 
 local C, raise, call = lib.C, lib.raise, lib.call
@@ -125,7 +126,8 @@ local plan_rule = autograd.rule("similarity", function(node)
   local dparameters = ffi.new("ln_tensor *[?]", math.max(#node.parameters, 1))
   local dys, ys = cotangents(node)
   call(C.ln_similarity_backward, node[1] and out() or nil, node.k and node[2] and out2() or nil,
-    dparameters, dys, ys, node.q.h, node.k and node.k.h, node.cosine, node.n, node.reductions)
+    dparameters, dys, ys, node.q.h, node.k and node.k.h, node.cosine, node.n, node.reductions,
+    tiles.of(node.base, node.q, node.k, false))
   gradients[1] = node[1] and take() or false
   if node.k then gradients[2] = node[2] and take2() or false end
   for i, p in ipairs(node.parameters) do
@@ -151,12 +153,14 @@ local function record_plan(plan, q, k, reductions, held, parameters)
   local node = autograd.save(autograd.node(plan_rule, inputs), q, k)
   node.q, node.k, node.cosine, node.n = q, k, base.kind == "cosine", #plan
   node.reductions, node.held, node.parameters = reductions, held, parameters
-  node.dy, node.ys = {}, {}
+  node.base, node.dy, node.ys = base, {}, {}
   for i, entry in ipairs(plan) do
     autograd.record_part(entry.y, part_rule, node).place = i
     node.ys[i] = entry.y:detach()
   end
-  autograd.own(node, unpack(node.ys))
+  local private = { unpack(node.ys) }
+  private[#private + 1] = tiles.need(base)
+  autograd.own(node, unpack(private))
 end
 
 -- Computes a plan's entries in one pass and settles their tensors.
@@ -169,7 +173,9 @@ local function run(plan)
     for _, p in ipairs(entry.traced.parameters) do parameters[#parameters + 1] = p end
   end
   local results = ffi.new("ln_tensor *[?]", #plan)
-  call(C.ln_similarity_forward, results, q.h, k and k.h, base.kind == "cosine", #plan, reductions)
+  local makes = autograd.tape.on and tiles.backward_comes(base)
+  call(C.ln_similarity_forward, results, q.h, k and k.h, base.kind == "cosine", #plan, reductions,
+    tiles.of(base, q, k, makes))
   for i, entry in ipairs(plan) do tensor.settle(entry.y, results[i - 1]) end
   record_plan(plan, q, k, reductions, held, parameters)
 end
@@ -272,8 +278,9 @@ function M.tail(S, points)
   local held = {}
   local array, n = masks(S, held)
   local used = math.max(points, 1)
+  local shared = not S.flipped and tiles.of(S.base, q, k, tiles.backward_comes(S.base)) or nil
   call(C.ln_similarity_tail, out(), q.h, k and k.h, S.kind == "cosine", used, evt.burnt(used), n,
-    array)
+    array, shared)
   return judge(take():t():contiguous(), points)
 end
 

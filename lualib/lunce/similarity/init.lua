@@ -18,6 +18,7 @@ local options = require("lunce.options").options
 local raise = require("lunce.ffi").raise
 
 local dense = require "lunce.similarity.dense"
+local tiles = require "lunce.similarity.tiles"
 local ENGINES = { dense = dense, fused = require "lunce.similarity.fused" }
 local used = "fused"
 local engine = ENGINES[used]
@@ -122,6 +123,13 @@ function M.engine(name)
   end
   return used
 end
+
+--- The most bytes of tiles that a matrix keeps from one pass for the next, after setting them where
+--- given: what is kept is not computed again, forward or backward, and gives the same bits. 64 MB
+--- unless set; 0 keeps none. Of a matrix of which less than a quarter would fit, none are kept.
+---@param bytes integer|nil
+---@return integer
+function M.tile_memory(bytes) return tiles.memory(bytes) end
 
 --- Calls fn(...). The lse and sum of one matrix inside it, also of its masked and transposed forms,
 --- share one computation of its tiles, forward and backward; their results can be used when

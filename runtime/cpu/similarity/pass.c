@@ -387,14 +387,21 @@ static void store_sums(ln_tensor *out, const tile_job *job) {
     }
 }
 
+ln_status REAL(similarity_tiles)(int64_t *elements, const ln_tensor *q, const ln_tensor *k) {
+    tile_pass pass = {.n = q->shape[0], .m = (k != NULL ? k : q)->shape[0], .d = q->shape[1]};
+    *elements = REAL(schedule_tiles)(&pass, k == NULL);
+    return LN_OK;
+}
+
 ln_status REAL(similarity_forward)(outputs out, const ln_tensor *q, const ln_tensor *k, bool cosine,
-                                   int n, const ln_reduction *reductions, inputs shift) {
+                                   int n, const ln_reduction *reductions, inputs shift,
+                                   ln_tiles *tiles) {
     ln_status status;
     arena a = {.n = 0};
     tile_pass pass;
     LN_TRY(pass_new(&pass, false, &a, q, k, cosine, n, reductions, shift));
     for (int i = 0; i < n; i++) LN_TRY(forward_job(&pass.jobs[i], &a, &pass));
-    LN_TRY(REAL(schedule_run)(&pass, k == NULL));
+    LN_TRY(REAL(schedule_run)(&pass, k == NULL, tiles));
     for (int i = 0; i < n; i++) store_sums(out[i], &pass.jobs[i]);
 fail:
     arena_release(&a);
@@ -419,7 +426,8 @@ static void store_parameters(outputs *next, const tile_job *job, int64_t rows) {
 
 ln_status REAL(similarity_backward)(ln_tensor *dq, ln_tensor *dk, outputs dparameters, inputs dy,
                                     inputs y, const ln_tensor *q, const ln_tensor *k, bool cosine,
-                                    int n, const ln_reduction *reductions, inputs shift) {
+                                    int n, const ln_reduction *reductions, inputs shift,
+                                    ln_tiles *tiles) {
     ln_status status;
     arena a = {.n = 0};
     tile_pass pass;
@@ -429,7 +437,7 @@ ln_status REAL(similarity_backward)(ln_tensor *dq, ln_tensor *dk, outputs dparam
     pass.dq = dq != NULL ? (real *)dq->data : NULL;
     pass.dk = k == NULL ? pass.dq : dk != NULL ? (real *)dk->data : NULL;
     for (int i = 0; i < n; i++) LN_TRY(backward_job(&pass.jobs[i], &a, &pass, y[i], dy[i]));
-    LN_TRY(REAL(schedule_run)(&pass, k == NULL));
+    LN_TRY(REAL(schedule_run)(&pass, k == NULL, tiles));
     if (cosine && dq != NULL) REAL(unit_backward)(dq, q, pass.q_scale);
     if (cosine && dk != NULL) REAL(unit_backward)(dk, k, pass.k_scale);
     for (int i = 0; i < n; i++) store_parameters(&dparameters, &pass.jobs[i], pass.n);

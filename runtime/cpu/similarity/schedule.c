@@ -16,11 +16,21 @@ typedef struct {
     bool square; /* one set of rows: pairs are unordered */
 } schedule;
 
+/* Where the tiles of a pair of blocks are kept; NULL: nowhere. Of one set of rows there is a place
+ * for each unordered pair. */
+static real *kept_pair(const schedule *s, int64_t i, int64_t j) {
+    int64_t elements = REAL(tile_pair_elements)(s->block_rows), number = i * s->column_blocks + j;
+    int64_t high = i > j ? i : j;
+    if (s->square) number = high * (high + 1) / 2 + (i + j - high);
+    bool fits = s->pass->kept != NULL && (number + 1) * elements <= s->pass->kept_elements;
+    return fits ? s->pass->kept + number * elements : NULL;
+}
+
 static void run_blocks(const schedule *s, char *scratch, tile_mode mode, int64_t i, int64_t j) {
     int64_t size = s->block_rows, n = s->pass->n, m = s->pass->m;
     REAL(tile_pair)
-    (s->pass, scratch, mode, i * size, (i + 1) * size < n ? (i + 1) * size : n, j * size,
-     (j + 1) * size < m ? (j + 1) * size : m);
+    (s->pass, scratch, kept_pair(s, i, j), mode, i * size, (i + 1) * size < n ? (i + 1) * size : n,
+     j * size, (j + 1) * size < m ? (j + 1) * size : m);
 }
 
 /* The blocks that meet as number `at` of a round. Square: the circle method, where the last of an
@@ -69,12 +79,24 @@ static void pack_side(const tile_pass *pass, const tile_side *side) {
     for (int64_t part = 0; part < parts; part++) REAL(tile_pack_part)(pass, side, part);
 }
 
-static ln_status run_pairs(const tile_pass *pass, bool square) {
+static schedule blocks_of(const tile_pass *pass, bool square) {
     int64_t larger = pass->n > pass->m ? pass->n : pass->m;
     schedule s = {.pass = pass, .square = square};
     s.block_rows = REAL(tile_block_rows)(larger, pass->d);
     s.row_blocks = (pass->n + s.block_rows - 1) / s.block_rows;
     s.column_blocks = (pass->m + s.block_rows - 1) / s.block_rows;
+    return s;
+}
+
+int64_t REAL(schedule_tiles)(const tile_pass *pass, bool square) {
+    if (pass->n == 0 || pass->m == 0) return 0;
+    schedule s = blocks_of(pass, square);
+    int64_t pairs = square ? s.row_blocks * (s.row_blocks + 1) / 2 : s.row_blocks * s.column_blocks;
+    return pairs * REAL(tile_pair_elements)(s.block_rows);
+}
+
+static ln_status run_pairs(const tile_pass *pass, bool square) {
+    schedule s = blocks_of(pass, square);
     s.scratch_bytes = REAL(tile_scratch_bytes)(pass, s.block_rows);
     s.scratch_bytes = (s.scratch_bytes + 4095) / 4096 * 4096;
     int team = ln_team(pass->n * pass->m);
@@ -88,9 +110,15 @@ static ln_status run_pairs(const tile_pass *pass, bool square) {
 /* Sides that take no more are packed once; of larger ones each pair packs its rows. */
 #define SIDES_BYTES ((int64_t)16 << 20)
 
-ln_status REAL(schedule_run)(const tile_pass *given, bool square) {
+ln_status REAL(schedule_run)(const tile_pass *given, bool square, ln_tiles *tiles) {
     tile_pass pass = *given;
     if (pass.n == 0 || pass.m == 0) return LN_OK;
+    if (square && !pass.symmetric) tiles = NULL; /* a pair's two halves are computed apart */
+    if (tiles != NULL) {
+        pass.kept = (real *)tiles->values->data;
+        pass.kept_elements = tiles->values->numel;
+        pass.have_kept = tiles->filled;
+    }
     int64_t bytes = REAL(tile_side_elements)(&pass, square) * (int64_t)sizeof(real);
     real *memory = NULL;
     if (bytes <= SIDES_BYTES) {
@@ -101,6 +129,7 @@ ln_status REAL(schedule_run)(const tile_pass *given, bool square) {
         if (!square) pack_side(&pass, &pass.k_side);
     }
     ln_status status = run_pairs(&pass, square);
+    if (tiles != NULL && status == LN_OK) tiles->filled = true;
     ln_scratch_release(memory);
     return status;
 }

@@ -205,7 +205,8 @@ static ln_status fit_lists(ln_tensor *fits, const tile_keep *keep, const tail_li
 }
 
 static ln_status run_lists(ln_tensor *fits, const ln_tensor *q, bool cosine, const ln_reduction *r,
-                           const tail_lines *lines, int64_t *missing, int64_t *n_missing) {
+                           const tail_lines *lines, ln_tiles *tiles, int64_t *missing,
+                           int64_t *n_missing) {
     tile_keep keep = {0};
     tile_job job = {.reduction = r, .keep = &keep};
     tile_pass pass = {.symmetric = true,
@@ -222,7 +223,7 @@ static ln_status run_lists(ln_tensor *fits, const ln_tensor *q, bool cosine, con
     if (cosine && scale == NULL) goto fail;
     LN_TRY(keep_new(&keep, pass.n, lines->points));
     LN_TRY(find_thresholds(&keep, &pass, r));
-    LN_TRY(REAL(schedule_run)(&pass, true));
+    LN_TRY(REAL(schedule_run)(&pass, true, tiles));
     status = fit_lists(fits, &keep, lines, missing, n_missing);
 fail:
     keep_release(&keep);
@@ -238,7 +239,7 @@ static bool lists_serve(const ln_tensor *q, const ln_tensor *k, int64_t points) 
 
 ln_status REAL(similarity_tail)(ln_tensor *fits, const ln_tensor *q, const ln_tensor *k,
                                 bool cosine, int n_masks, const ln_mask *masks, int64_t points,
-                                int64_t burnt) {
+                                int64_t burnt, ln_tiles *tiles) {
     ln_reduction r = {.n_masks = n_masks, .masks = masks};
     tail_lines lines = {0};
     int64_t *missing = NULL, n_missing = 0;
@@ -248,7 +249,7 @@ ln_status REAL(similarity_tail)(ln_tensor *fits, const ln_tensor *q, const ln_te
         missing = ln_scratch_new((size_t)q->shape[0] * sizeof *missing, "similarity");
         status = LN_OUT_OF_MEMORY;
         if (missing == NULL) goto fail;
-        LN_TRY(run_lists(fits, q, cosine, &r, &lines, missing, &n_missing));
+        LN_TRY(run_lists(fits, q, cosine, &r, &lines, tiles, missing, &n_missing));
     }
     if (missing == NULL || n_missing > 0)
         LN_TRY(REAL(rows_tail)(fits, q, k, cosine, n_masks, masks, &lines, missing, n_missing));

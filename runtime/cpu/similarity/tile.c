@@ -60,8 +60,10 @@ static void add_gradient(real *dx, const block *b, int64_t d, int64_t padded) {
 typedef struct {
     const tile_pass *pass;
     tile_range r;
-    real *s, *w; /* tiles, TILE_COLUMNS apart */
-    real *f;     /* a tile of link values, for running maxima along the columns */
+    real *s; /* the tile: rows `apart` elements apart */
+    int64_t apart;
+    real *own_s, *w; /* tiles of the worker's own, TILE_COLUMNS apart */
+    real *f;         /* a tile of link values, for running maxima along the columns */
     real *registers;
     real *line, *line2, *line3; /* (TILE_COLUMNS) */
     bool w_started;
@@ -72,8 +74,8 @@ static int64_t width(const worker *w) {
     return w->r.column1 - w->r.column0;
 }
 
-static const real *tile_row(const real *tile, const worker *w, int64_t row) {
-    return tile + (row - w->r.row0) * TILE_COLUMNS;
+static const real *similarities(const worker *w, int64_t row) {
+    return w->s + (row - w->r.row0) * w->apart;
 }
 
 /* An output as an array that may be written: the machine's own register, or `line` filled. */
@@ -90,7 +92,7 @@ static void start(worker *w, const machine *m) {
 
 static void run_row(worker *w, const machine *m, operand *results, real *first, int64_t row) {
     REAL(machine_run)
-    (m, results, w->values, w->registers, first, tile_row(w->s, w, row), row, width(w));
+    (m, results, w->values, w->registers, first, similarities(w, row), row, width(w));
 }
 
 /* An output of a job's machine of one row, with `excluded` where it is masked. Only a masked or
@@ -187,7 +189,7 @@ static void forward_columns(worker *w, tile_job *job, bool flipped, mask_class m
         for (int64_t t = 0; t < n; t++) rescale(&sum[t], &shift[t], gathered[t]);
         memset(gathered, 0, (size_t)n * sizeof *gathered);
         for (int64_t row = w->r.row0; row < w->r.row1; row++) {
-            const real *x = tile_row(w->f, w, row);
+            const real *x = w->f + (row - w->r.row0) * TILE_COLUMNS;
 #pragma omp simd
             for (int64_t t = 0; t < n; t++) gathered[t] += share(x[t], shift[t]);
         }
@@ -278,7 +280,7 @@ static void keep(tile_keep *k, int64_t anchor, const real *x, int64_t n) {
 
 static void keep_rows(worker *w, tile_job *job, mask_class mask) {
     for (int64_t row = w->r.row0; row < w->r.row1; row++) {
-        operand o = {tile_row(w->s, w, row), 1, 0};
+        operand o = {similarities(w, row), 1, 0};
         keep(job->keep, row, masked(w, job, o, w->line, -INFINITY, mask, false, row), width(w));
     }
 }
@@ -287,18 +289,19 @@ static void keep_rows(worker *w, tile_job *job, mask_class mask) {
 static void keep_columns(worker *w, tile_job *job, mask_class mask) {
     enum { COLUMNS = 8 };
     real turned[COLUMNS][TILE_ROWS];
-    int64_t n = width(w), rows = w->r.row1 - w->r.row0;
+    int64_t n = width(w), rows = w->r.row1 - w->r.row0, apart = w->apart;
     const real *tile = w->s;
     if (mask == MASK_MIXED) {
         for (int64_t i = 0; i < rows; i++) {
-            operand o = {w->s + i * TILE_COLUMNS, 1, 0};
+            operand o = {w->s + i * apart, 1, 0};
             masked(w, job, o, w->f + i * TILE_COLUMNS, -INFINITY, mask, true, w->r.row0 + i);
         }
         tile = w->f;
+        apart = TILE_COLUMNS;
     }
     for (int64_t t = 0; t < n; t += COLUMNS) {
         for (int64_t i = 0; i < rows; i++)
-            for (int64_t c = 0; c < COLUMNS; c++) turned[c][i] = tile[i * TILE_COLUMNS + t + c];
+            for (int64_t c = 0; c < COLUMNS; c++) turned[c][i] = tile[i * apart + t + c];
         for (int64_t c = 0; c < COLUMNS && t + c < n; c++)
             keep(job->keep, w->r.column0 + t + c, turned[c], rows);
     }
@@ -365,14 +368,19 @@ static void pad_weights(worker *w, int64_t rows, int64_t columns) {
         memset(w->w + i * TILE_COLUMNS, 0, (size_t)columns * sizeof *w->w);
 }
 
-static void run_tile(worker *w, tile_mode mode, const block *q, const block *k, int64_t padded) {
+static void run_tile(worker *w, real *kept, tile_mode mode, const block *q, const block *k,
+                     int64_t padded) {
     const tile_pass *pass = w->pass;
-    if (tile_is_empty(pass, mode, w->r)) return;
+    bool have = kept != NULL && pass->have_kept, keeps = kept != NULL && !have;
+    if (!keeps && tile_is_empty(pass, mode, w->r)) return;
     int64_t i = w->r.row0 - q->first, j = w->r.column0 - k->first;
     int64_t rows = round_up(w->r.row1 - w->r.row0, MICRO_ROWS);
     int64_t columns = round_up(width(w), MICRO_COLUMNS);
-    similarity_product(w->s, TILE_COLUMNS, q->rows + i * padded, k->columns + j * padded, rows,
-                       columns, padded);
+    w->apart = kept != NULL ? columns : TILE_COLUMNS;
+    w->s = kept != NULL ? kept + round_up(q->count, MICRO_ROWS) * j + i * columns : w->own_s;
+    if (!have)
+        similarity_product(w->s, w->apart, q->rows + i * padded, k->columns + j * padded, rows,
+                           columns, padded);
     w->w_started = false;
     for (int t = 0; t < pass->n_jobs; t++) run_job(w, &pass->jobs[t], mode);
     if (!pass->backward) return;
@@ -501,7 +509,11 @@ void REAL(tile_pack_part)(const tile_pass *pass, const tile_side *side, int64_t 
 
 /* ---- A pair ---- */
 
-void REAL(tile_pair)(const tile_pass *pass, void *scratch, tile_mode mode, int64_t row0,
+int64_t REAL(tile_pair_elements)(int64_t rows) {
+    return round_up(rows, MICRO_ROWS) * round_up(rows, MICRO_COLUMNS);
+}
+
+void REAL(tile_pair)(const tile_pass *pass, void *scratch, real *kept, tile_mode mode, int64_t row0,
                      int64_t row1, int64_t column0, int64_t column1) {
     real *next = scratch;
     int64_t padded = round_up(pass->d, MICRO_COLUMNS);
@@ -509,7 +521,7 @@ void REAL(tile_pair)(const tile_pass *pass, void *scratch, tile_mode mode, int64
     block_new(&q, &pass->q_side, &next, row0, row1, padded);
     block_new(&k, &pass->k_side, &next, column0, column1, padded);
     worker w = {.pass = pass};
-    w.s = take(&next, (TILE_ROWS + MICRO_ROWS) * TILE_COLUMNS);
+    w.own_s = take(&next, (TILE_ROWS + MICRO_ROWS) * TILE_COLUMNS);
     w.w = take(&next, (TILE_ROWS + MICRO_ROWS) * TILE_COLUMNS);
     w.f = take(&next, (TILE_ROWS + MICRO_ROWS) * TILE_COLUMNS);
     w.line = take(&next, TILE_COLUMNS);
@@ -525,7 +537,7 @@ void REAL(tile_pair)(const tile_pass *pass, void *scratch, tile_mode mode, int64
         for (int64_t i = row0; i < row1; i += TILE_ROWS) {
             w.r = (tile_range){i, i + TILE_ROWS < row1 ? i + TILE_ROWS : row1, j,
                                j + TILE_COLUMNS < column1 ? j + TILE_COLUMNS : column1};
-            run_tile(&w, mode, &q, &k, padded);
+            run_tile(&w, kept, mode, &q, &k, padded);
         }
     if (pass->backward && pass->dq != NULL) add_gradient(pass->dq, &q, pass->d, padded);
     if (pass->backward && pass->dk != NULL) add_gradient(pass->dk, &k, pass->d, padded);

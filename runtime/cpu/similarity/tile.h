@@ -49,7 +49,15 @@ typedef struct {
     int n_jobs;
     tile_job *jobs;
     tile_side q_side, k_side;
+    /* Room for tiles, kept from one pass to another in the order of the pairs, as far as it goes;
+     * NULL: none. have_kept: an earlier pass has filled it. */
+    real *kept;
+    int64_t kept_elements;
+    bool have_kept;
 } tile_pass;
+
+/* The tiles of a pair of blocks of so many rows, in elements. */
+int64_t REAL(tile_pair_elements)(int64_t rows);
 
 /* Elements that both sides take (one where q is k), and the parts in which they are packed. */
 int64_t REAL(tile_side_elements)(const tile_pass *pass, bool square);
@@ -66,7 +74,8 @@ typedef enum {
     TILE_PLAIN,   /* every job in its own orientation */
     TILE_MIRRORED /* symmetric and off the diagonal: the tile also stands for its transpose */
 } tile_mode;
-void REAL(tile_pair)(const tile_pass *pass, void *scratch, tile_mode mode, int64_t row0,
+/* kept: where the pair's tiles are kept, or NULL. */
+void REAL(tile_pair)(const tile_pass *pass, void *scratch, real *kept, tile_mode mode, int64_t row0,
                      int64_t row1, int64_t column0, int64_t column1);
 
 /* ---- Whole rows, for order statistics ---- */

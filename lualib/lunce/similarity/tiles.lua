@@ -1,0 +1,96 @@
+-- Tiles of a matrix that its passes share: a forward pass or a tail keeps what the backward pass
+-- and later reductions would compute again, as far as a fixed amount of memory goes. Decides what
+-- is kept and how long; the runtime fills and reads it. Invariant: what is read was computed from q
+-- and k as they are.
+local ffi = require "ffi"
+local lib = require "lunce.ffi"
+local tensor = require "lunce.tensor"
+
+local C, raise, call = lib.C, lib.raise, lib.call
+
+local M = {}
+
+local most = 64 * 2 ^ 20 -- bytes
+local WORTH = 4 -- tiles are kept where at least this part of the matrix fits: 1 / WORTH
+
+--- The most bytes of tiles that a matrix keeps, after setting them where given; 0: none.
+---@param bytes integer|nil
+---@return integer
+function M.memory(bytes)
+  if bytes ~= nil then
+    if type(bytes) ~= "number" or bytes < 0 or bytes % 1 ~= 0 then
+      raise("similarity.tile_memory: %s; a whole number of bytes from 0 on is taken",
+        tostring(bytes))
+    end
+    most = bytes
+  end
+  return most
+end
+
+local elements = ffi.new "int64_t[1]"
+
+-- A tensor with room for the tiles of q and k, or nil.
+local function room(q, k)
+  if most == 0 then return nil end
+  call(C.ln_similarity_tiles, elements, q.h, k and k.h)
+  local size = q.dtype == "float64" and 8 or 4
+  local wanted = tonumber(elements[0])
+  if wanted == 0 or wanted * size > WORTH * most then return nil end
+  local about = tensor.info(q)
+  local shape = ffi.new("int64_t[1]", math.min(wanted, math.floor(most / size)))
+  call(C.ln_tensor_empty, tensor.out(), about.dtype, about.device, 1, shape)
+  return tensor.take():keep()
+end
+
+---@class lunce.KeptTiles the tiles of one matrix, and who needs them
+---@field struct cdata an ln_tiles
+---@field values lunce.Tensor|false what holds them; false once freed
+local Kept = {}
+Kept.__index = Kept
+
+local function changed(kept, base)
+  return C.ln_tensor_version(base.q.h) ~= kept.q_version
+    or C.ln_tensor_version(base.k.h) ~= kept.k_version
+end
+
+--- One who needed the tiles is done; the last frees them.
+function Kept:free()
+  self.users = self.users - 1
+  if self.users > 0 or not self.values then return end
+  self.values:free()
+  self.values = false
+end
+
+--- What a pass over a matrix takes: an ln_tiles, or nil for none.
+---@param base lunce.Similarity without masks
+---@param q lunce.Tensor its rows as the pass takes them; k likewise, or nil
+---@param makes boolean whether to make room where there are none
+---@return cdata|nil
+function M.of(base, q, k, makes)
+  local kept = base.tiles
+  if kept and kept.values and not changed(kept, base) then return kept.struct end
+  if not makes then return nil end
+  local values = room(q, k)
+  if not values then return nil end
+  base.tiles = setmetatable({ values = values, users = 0,
+    struct = ffi.new("ln_tiles", { values = values.h, filled = false }),
+    q_version = C.ln_tensor_version(base.q.h), k_version = C.ln_tensor_version(base.k.h) }, Kept)
+  return base.tiles.struct
+end
+
+--- Has a node's backward pass read the matrix's tiles. Returns what the node is to own beside its
+--- tensors, or nil: with the tape the last such node frees the tiles.
+---@return lunce.KeptTiles|nil
+function M.need(base)
+  local kept = base.tiles
+  if not (kept and kept.values) then return nil end
+  kept.users = kept.users + 1
+  return kept
+end
+
+--- Whether a backward pass over the matrix may come.
+function M.backward_comes(base)
+  return base.q.requires_grad or base.k.requires_grad
+end
+
+return M
