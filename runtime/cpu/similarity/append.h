@@ -21,6 +21,25 @@ static inline int64_t append_each(real *list, const real *x, real threshold, int
 }
 
 #ifdef __AVX2__
+/* The transpose of 8 x 8 floats, rows y_apart and x_apart elements apart. */
+static inline void turn_eight(float *y, int64_t y_apart, const float *x, int64_t x_apart) {
+    __m256 a[8], b[8];
+    for (int i = 0; i < 8; i++) a[i] = _mm256_loadu_ps(x + i * x_apart);
+    for (int i = 0; i < 8; i += 2) { /* pairs of rows, then pairs of those, then halves */
+        b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            a[i + 2 * j] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0x44);
+            a[i + 2 * j + 1] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0xee);
+        }
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps(y + i * y_apart, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+        _mm256_storeu_ps(y + (i + 4) * y_apart, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+    }
+}
+
 /* Floats, eight at a time: those that pass move together and are stored. */
 static inline int64_t append_eights(void *list, const void *x, float threshold, int64_t n) {
     const __m256i shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);

@@ -263,19 +263,26 @@ static void backward_job(worker *w, tile_job *job, const machine *m, gradient_or
 
 /* ---- Keeping the largest ---- */
 
-/* Where the list might not hold all of x, what passes goes by way of a buffer. */
-static void keep(tile_keep *k, int64_t anchor, const real *x, int64_t n) {
+/* Where the list might not hold all of x: what passes goes by way of a buffer. */
+static __attribute__((noinline)) void keep_tightly(tile_keep *k, int64_t anchor, const real *x,
+                                                   int64_t n) {
     real passed[SEGMENT + APPEND_SPARE], *list = k->kept + anchor * k->capacity;
     int64_t have = k->count[anchor];
-    if (have + n + APPEND_SPARE <= k->capacity) {
-        k->count[anchor] += (int32_t)append(list + have, x, k->threshold[anchor], n);
-        return;
-    }
     n = append(passed, x, k->threshold[anchor], n);
     if (have + n > k->capacity)
         have = REAL(rank_cut)(list, &k->threshold[anchor], have, k->k, k->capacity - SEGMENT);
     memcpy(list + have, passed, (size_t)n * sizeof *list);
     k->count[anchor] = (int32_t)(have + n);
+}
+
+static inline void keep(tile_keep *k, int64_t anchor, const real *x, int64_t n) {
+    int64_t have = k->count[anchor];
+    if (have + n + APPEND_SPARE > k->capacity) {
+        keep_tightly(k, anchor, x, n);
+        return;
+    }
+    real *list = k->kept + anchor * k->capacity + have;
+    k->count[anchor] += (int32_t)append(list, x, k->threshold[anchor], n);
 }
 
 static void keep_rows(worker *w, tile_job *job, mask_class mask) {
@@ -285,9 +292,21 @@ static void keep_rows(worker *w, tile_job *job, mask_class mask) {
     }
 }
 
-/* Through a few columns at a time as rows. */
+enum { COLUMNS = 8 }; /* that are turned into rows at a time */
+
+/* y[c][i] = x[i * apart + c]. */
+static void turn(real y[COLUMNS][TILE_ROWS], const real *x, int64_t apart, int64_t rows) {
+    int64_t done = 0;
+#ifdef __AVX2__
+    if (sizeof(real) == sizeof(float))
+        for (; done + 8 <= rows; done += 8)
+            turn_eight((float *)&y[0][done], TILE_ROWS, (const float *)(x + done * apart), apart);
+#endif
+    for (int64_t i = done; i < rows; i++)
+        for (int64_t c = 0; c < COLUMNS; c++) y[c][i] = x[i * apart + c];
+}
+
 static void keep_columns(worker *w, tile_job *job, mask_class mask) {
-    enum { COLUMNS = 8 };
     real turned[COLUMNS][TILE_ROWS];
     int64_t n = width(w), rows = w->r.row1 - w->r.row0, apart = w->apart;
     const real *tile = w->s;
@@ -300,8 +319,7 @@ static void keep_columns(worker *w, tile_job *job, mask_class mask) {
         apart = TILE_COLUMNS;
     }
     for (int64_t t = 0; t < n; t += COLUMNS) {
-        for (int64_t i = 0; i < rows; i++)
-            for (int64_t c = 0; c < COLUMNS; c++) turned[c][i] = tile[i * apart + t + c];
+        turn(turned, tile + t, apart, rows);
         for (int64_t c = 0; c < COLUMNS && t + c < n; c++)
             keep(job->keep, w->r.column0 + t + c, turned[c], rows);
     }
