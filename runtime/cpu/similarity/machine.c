@@ -2,11 +2,20 @@
  * Knows no tiles and no reductions. */
 #include "machine.h"
 #include "cpu/vector_math.h"
+#include <string.h>
 
 int REAL(machine_step)(machine *m, int op, int a, int b) {
-    m->steps[m->n_steps] = (ln_link_step){.op = op, .a = a, .b = b};
+    m->steps[m->n_steps] = (machine_step){.op = op, .operand = {a, b}};
     m->inside[m->n_steps] = false;
     return m->n_steps++;
+}
+
+void REAL(machine_link)(machine *m, int n_steps, const ln_link_step *steps) {
+    for (int i = 0; i < n_steps; i++) {
+        const ln_link_step *s = &steps[i];
+        m->steps[i] = (machine_step){s->op, {s->a, s->b, s->c}, s->number};
+    }
+    m->n_steps = n_steps;
 }
 
 int REAL(machine_parameter)(machine *m, int kind, const real *values) {
@@ -14,33 +23,32 @@ int REAL(machine_parameter)(machine *m, int kind, const real *values) {
     return REAL(machine_step)(m, LN_LINK_PARAMETER, m->n_parameters++, 0);
 }
 
-/* Steps that prepare makes of two: what is read as often as it is written costs as much as it
+/* Steps that prepare makes of several: what is read as often as it is written costs as much as it
  * computes. */
 enum {
     MULTIPLY_ADD = LN_LINK_WHERE + 1, /* a b + c */
     MULTIPLY_SUBTRACT,                /* a b - c */
     SUBTRACT_PRODUCT,                 /* c - a b */
     LE_DIVIDE,                        /* (a <= b) / c */
-    EXP_DIFFERENCE_TIMES,             /* exp(a - b) c */
     EXP_DIFFERENCE,                   /* exp(a - b) */
     EXP_TIMES,                        /* exp(a) b */
+    EXP_DIFFERENCE_TIMES,             /* exp(a - b) c */
+    EXP_DIFFERENCE_TIMES_ADD,         /* exp(a - b) c + d */
+    EXP_PRODUCT_DIFFERENCE,           /* exp(a b - c) */
+    EXP_PRODUCT_DIFFERENCE_TIMES,     /* exp(a b - c) d */
     INSIDE = 64                       /* added to an operation whose operand is inside */
 };
 
 static int operands_of(int op) {
-    if (op <= LN_LINK_WHERE) return ln_link_operands(op);
-    return op >= EXP_DIFFERENCE ? 2 : 3;
+    static const int made[] = {3, 3, 3, 3, 2, 2, 3, 4, 3, 4};
+    return op <= LN_LINK_WHERE ? ln_link_operands(op) : made[op - MULTIPLY_ADD];
 }
 
 /* ---- Both orientations ---- */
 
-static int operand_step(const ln_link_step *s, int j) {
-    return j == 0 ? s->a : j == 1 ? s->b : s->c;
-}
-
 static int mirror_leaf(machine *m, int step) {
     if (m->steps[step].op != LN_LINK_PARAMETER) return step;
-    machine_parameter p = m->parameters[m->steps[step].a];
+    machine_parameter p = m->parameters[m->steps[step].operand[0]];
     if (p.kind == LN_PARAMETER_SCALAR) return step;
     int kind = p.kind == LN_PARAMETER_ROW ? LN_PARAMETER_COLUMN : LN_PARAMETER_ROW;
     return REAL(machine_parameter)(m, kind, p.values);
@@ -52,20 +60,20 @@ void REAL(machine_mirror)(machine *m, int *mirrored, const int *values, int n) {
     for (int i = 0; i < n; i++) needed[values[i]] = true;
     for (int i = n_steps - 1; i >= 0; i--)
         for (int j = 0; needed[i] && j < operands_of(m->steps[i].op); j++)
-            needed[operand_step(&m->steps[i], j)] = true;
+            needed[m->steps[i].operand[j]] = true;
     for (int i = 0; i < n_steps; i++) {
         if (!needed[i]) continue;
-        ln_link_step s = m->steps[i];
-        int operands = operands_of(s.op), moved[3] = {0};
+        machine_step s = m->steps[i];
+        int operands = operands_of(s.op), moved[4] = {0};
         bool any = false;
         own[i] = operands == 0 ? mirror_leaf(m, i) : i;
         for (int j = 0; j < operands; j++) {
-            moved[j] = own[operand_step(&s, j)];
-            any |= moved[j] != operand_step(&s, j);
+            moved[j] = own[s.operand[j]];
+            any |= moved[j] != s.operand[j];
         }
         if (!any) continue;
-        own[i] = REAL(machine_step)(m, s.op, moved[0], moved[1]);
-        m->steps[own[i]].c = moved[2];
+        own[i] = REAL(machine_step)(m, s.op, 0, 0);
+        memcpy(m->steps[own[i]].operand, moved, sizeof moved);
         m->inside[own[i]] = m->inside[i];
     }
     for (int i = 0; i < n; i++) mirrored[i] = own[values[i]];
@@ -73,20 +81,21 @@ void REAL(machine_mirror)(machine *m, int *mirrored, const int *values, int n) {
 
 /* ---- Placing ---- */
 
-static bool leaf_varies(const machine *m, const ln_link_step *s) {
+static bool leaf_varies(const machine *m, const machine_step *s) {
     return s->op == LN_LINK_S ||
-           (s->op == LN_LINK_PARAMETER && m->parameters[s->a].kind == LN_PARAMETER_COLUMN);
+           (s->op == LN_LINK_PARAMETER && m->parameters[s->operand[0]].kind == LN_PARAMETER_COLUMN);
 }
 
 /* Whether the step's value is a multiple of its one varying operand plus a number. Not where that
  * operand has a number added already: of (1 - s) + epsilon, 1 + epsilon would lose the epsilon. */
-static bool is_affine(const ln_link_step *s, const bool *varies, const bool *shifted) {
+static bool is_affine(const machine_step *s, const bool *varies, const bool *shifted) {
+    int a = s->operand[0], b = s->operand[1];
     switch (s->op) {
     case LN_LINK_NEG: return true;
     case LN_LINK_ADD:
-    case LN_LINK_SUB: return varies[s->a] != varies[s->b] && !shifted[s->a] && !shifted[s->b];
-    case LN_LINK_MUL: return varies[s->a] != varies[s->b];
-    case LN_LINK_DIV: return !varies[s->b];
+    case LN_LINK_SUB: return varies[a] != varies[b] && !shifted[a] && !shifted[b];
+    case LN_LINK_MUL: return varies[a] != varies[b];
+    case LN_LINK_DIV: return !varies[b];
     default: return false;
     }
 }
@@ -95,39 +104,48 @@ static void find_places(machine *m) {
     bool varies[MACHINE_STEPS], shifted[MACHINE_STEPS] = {false}, output[MACHINE_STEPS] = {false};
     for (int i = 0; i < m->n_outputs; i++) output[m->outputs[i]] = true;
     for (int i = 0; i < m->n_steps; i++) {
-        const ln_link_step *s = &m->steps[i];
+        const machine_step *s = &m->steps[i];
         int operands = operands_of(s->op);
         varies[i] = operands == 0 && leaf_varies(m, s);
-        for (int j = 0; j < operands; j++) varies[i] |= varies[operand_step(s, j)];
+        for (int j = 0; j < operands; j++) varies[i] |= varies[s->operand[j]];
         m->place[i] = operands == 0 ? PLACE_LEAF : PLACE_NUMBER;
         if (operands == 0 || !varies[i]) continue;
         bool view = !output[i] && is_affine(s, varies, shifted);
         m->place[i] = view ? PLACE_VIEW : 0;
         shifted[i] = view && (s->op == LN_LINK_ADD || s->op == LN_LINK_SUB);
-        for (int j = 0; view && j < operands; j++) shifted[i] |= shifted[operand_step(s, j)];
+        for (int j = 0; view && j < operands; j++) shifted[i] |= shifted[s->operand[j]];
     }
 }
 
 /* What is the same for all rows of a tile. */
 static void find_early(const machine *m, bool *early) {
     for (int i = 0; i < m->n_steps; i++) {
-        const ln_link_step *s = &m->steps[i];
+        const machine_step *s = &m->steps[i];
         early[i] = s->op != LN_LINK_S;
-        if (s->op == LN_LINK_PARAMETER) early[i] = m->parameters[s->a].kind != LN_PARAMETER_ROW;
-        for (int j = 0; j < operands_of(s->op); j++) early[i] &= early[operand_step(s, j)];
+        if (s->op == LN_LINK_PARAMETER)
+            early[i] = m->parameters[s->operand[0]].kind != LN_PARAMETER_ROW;
+        for (int j = 0; j < operands_of(s->op); j++) early[i] &= early[s->operand[j]];
     }
 }
 
-/* A step joined with the step that is computed for it alone; `with` is the other operand. */
-static ln_link_step joined(const ln_link_step *s, const ln_link_step *first, int with, bool left) {
-    ln_link_step made = {.op = -1, .a = first->a, .b = first->b, .c = with};
-    bool adds = s->op == LN_LINK_ADD, either = adds || s->op == LN_LINK_SUB;
-    if (s->op == LN_LINK_EXP && first->op == LN_LINK_SUB) made.op = EXP_DIFFERENCE;
-    if (either && first->op == LN_LINK_MUL)
+/* A step joined with `first`, its operand number j, which is computed for it alone; op -1: not. */
+static machine_step joined(const machine_step *s, const machine_step *first, int j) {
+    machine_step made = {.op = -1};
+    if (operands_of(first->op) > 3) return made;
+    memcpy(made.operand, first->operand, sizeof made.operand);
+    int with = s->operand[1 - j], *next = &made.operand[operands_of(first->op)];
+    bool adds = s->op == LN_LINK_ADD, left = j == 0;
+    *next = with;
+    if ((adds || s->op == LN_LINK_SUB) && first->op == LN_LINK_MUL)
         made.op = adds ? MULTIPLY_ADD : left ? MULTIPLY_SUBTRACT : SUBTRACT_PRODUCT;
-    if (s->op == LN_LINK_MUL && first->op == EXP_DIFFERENCE) made.op = EXP_DIFFERENCE_TIMES;
-    if (s->op == LN_LINK_MUL && first->op == LN_LINK_EXP) made.op = EXP_TIMES, made.b = with;
     if (s->op == LN_LINK_DIV && first->op == LN_LINK_LE && left) made.op = LE_DIVIDE;
+    if (s->op == LN_LINK_EXP && first->op == LN_LINK_SUB) made.op = EXP_DIFFERENCE;
+    if (s->op == LN_LINK_EXP && first->op == MULTIPLY_SUBTRACT) made.op = EXP_PRODUCT_DIFFERENCE;
+    if (s->op == LN_LINK_MUL && first->op == LN_LINK_EXP) made.op = EXP_TIMES;
+    if (s->op == LN_LINK_MUL && first->op == EXP_DIFFERENCE) made.op = EXP_DIFFERENCE_TIMES;
+    if (s->op == LN_LINK_MUL && first->op == EXP_PRODUCT_DIFFERENCE)
+        made.op = EXP_PRODUCT_DIFFERENCE_TIMES;
+    if (adds && first->op == EXP_DIFFERENCE_TIMES) made.op = EXP_DIFFERENCE_TIMES_ADD;
     return made;
 }
 
@@ -136,24 +154,48 @@ static bool is_array(const machine *m, int step) {
     return m->place[step] != PLACE_NUMBER;
 }
 
-/* An early step is not taken into one that runs for every row. */
-static void fuse(machine *m, const bool *early) {
-    int readers[MACHINE_STEPS] = {0};
+static void count_readers(const machine *m, int *readers) {
+    memset(readers, 0, (size_t)m->n_steps * sizeof *readers);
     for (int i = 0; i < m->n_outputs; i++) readers[m->outputs[i]] = 2;
     for (int i = 0; i < m->n_steps; i++)
-        for (int j = 0; j < operands_of(m->steps[i].op); j++)
-            readers[operand_step(&m->steps[i], j)]++;
+        for (int j = 0; j < operands_of(m->steps[i].op); j++) readers[m->steps[i].operand[j]]++;
+}
+
+/* (x y) z, of which y and z are early, as x (y z): the latter is computed once a tile. */
+static void regroup(machine *m, bool *early) {
+    int readers[MACHINE_STEPS];
+    count_readers(m, readers);
     for (int i = 0; i < m->n_steps; i++) {
-        ln_link_step *s = &m->steps[i], made = {.op = -1};
+        int *outer = m->steps[i].operand;
+        if (m->steps[i].op != LN_LINK_MUL || early[i] || early[outer[0]] == early[outer[1]])
+            continue;
+        int product = early[outer[0]] ? outer[1] : outer[0], z = outer[0] + outer[1] - product;
+        int *inner = m->steps[product].operand;
+        if (m->steps[product].op != LN_LINK_MUL || readers[product] != 1 || z > product ||
+            early[inner[0]] == early[inner[1]])
+            continue;
+        int x = early[inner[0]] ? inner[1] : inner[0], y = inner[0] + inner[1] - x;
+        m->steps[product] = (machine_step){.op = LN_LINK_MUL, .operand = {y, z}};
+        m->steps[i] = (machine_step){.op = LN_LINK_MUL, .operand = {x, product}};
+        early[product] = true;
+    }
+}
+
+/* An early step is not taken into one that runs for every row. */
+static void fuse(machine *m, const bool *early) {
+    int readers[MACHINE_STEPS];
+    count_readers(m, readers);
+    for (int i = 0; i < m->n_steps; i++) {
+        machine_step *s = &m->steps[i], made = {.op = -1};
         int first = -1;
         for (int j = 0; j < 2 && made.op < 0 && m->place[i] == 0 && j < operands_of(s->op); j++) {
-            first = j == 0 ? s->a : s->b;
+            first = s->operand[j];
             if (m->place[first] != 0 || readers[first] != 1 || early[first] != early[i]) continue;
-            made = joined(s, &m->steps[first], j == 0 ? s->b : s->a, j == 0);
+            made = joined(s, &m->steps[first], j);
         }
         bool arrays = true; /* what takes three operands takes no numbers, but as a limit */
         for (int j = 0; made.op >= 0 && j < operands_of(made.op); j++)
-            arrays &= is_array(m, operand_step(&made, j)) || (made.op == LE_DIVIDE && j == 1);
+            arrays &= is_array(m, made.operand[j]) || (made.op == LE_DIVIDE && j == 1);
         if (made.op < 0 || (!arrays && operands_of(made.op) > 2)) continue;
         *s = made;
         m->inside[i] |= m->inside[first];
@@ -167,7 +209,7 @@ static void find_last(const machine *m, int *last) {
     for (int i = 0; i < m->n_outputs; i++) last[m->outputs[i]] = m->n_steps;
     for (int i = m->n_steps - 1; i >= 0; i--)
         for (int j = 0; last[i] >= 0 && j < operands_of(m->steps[i].op); j++) {
-            int from = operand_step(&m->steps[i], j);
+            int from = m->steps[i].operand[j];
             int reader = m->place[i] == PLACE_VIEW ? last[i] : i;
             if (last[from] < reader) last[from] = reader;
         }
@@ -178,8 +220,9 @@ static void find_last(const machine *m, int *last) {
 void REAL(machine_prepare)(machine *m) {
     int last[MACHINE_STEPS], held[MACHINE_STEPS];
     bool early[MACHINE_STEPS];
-    find_places(m);
     find_early(m, early);
+    regroup(m, early);
+    find_places(m);
     fuse(m, early);
     find_last(m, last);
     m->n_registers = m->n_live = m->n_early = 0;
@@ -296,8 +339,8 @@ static void run_binary(int op, real *restrict y, operand a, operand b, int64_t n
     case LN_LINK_EQ: BINARY(x == z); break;
     case EXP_DIFFERENCE: run_difference(false, y, a, b, n); break;
     case EXP_DIFFERENCE + INSIDE: run_difference(true, y, a, b, n); break;
-    case EXP_TIMES + INSIDE: BINARY(exp_inside(x) * z); break;
-    default: BINARY(exp(x) * z); break; /* EXP_TIMES */
+    case EXP_TIMES: BINARY(exp(x) * z); break;
+    default: BINARY(exp_inside(x) * z); break; /* EXP_TIMES */
     }
 }
 
@@ -317,15 +360,41 @@ static void multiply_add(real *restrict y, operand a, operand b, operand c, int6
     }
 }
 
-#define DIFFERENCE_TIMES(name, EXP)                                                                \
-    static void name(real *restrict y, operand a, operand b, operand c, int64_t n) {               \
+/* y = an expression of E = exp(a - b), C and D, whose operands are arrays. */
+#define OF_DIFFERENCE(name, EXP, expression)                                                       \
+    static void name(real *restrict y, const operand *x, int64_t n) {                              \
+        operand a = x[0], b = x[1], c = x[2], d = x[3];                                            \
         real offset = a.offset - b.offset;                                                         \
-        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) y[i] =                                 \
-            EXP((a.scale * a.array[i] + offset) - b.scale * b.array[i]) *                          \
-            (c.scale * c.array[i] + c.offset);                                                     \
+        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                      \
+            real E = EXP((a.scale * a.array[i] + offset) - b.scale * b.array[i]);                  \
+            y[i] = (expression);                                                                   \
+        }                                                                                          \
+        (void)c, (void)d;                                                                          \
     }
-DIFFERENCE_TIMES(exp_difference_times, exp)
-DIFFERENCE_TIMES(exp_difference_times_inside, exp_inside)
+#define C (c.scale * c.array[i] + c.offset)
+#define D (d.scale * d.array[i] + d.offset)
+OF_DIFFERENCE(exp_difference_times, exp, E *C)
+OF_DIFFERENCE(exp_difference_times_inside, exp_inside, E *C)
+OF_DIFFERENCE(exp_difference_times_add, exp, E *C + D)
+OF_DIFFERENCE(exp_difference_times_add_inside, exp_inside, E *C + D)
+
+/* y = an expression of E = exp(a b - c) and D. */
+#define OF_PRODUCT(name, EXP, expression)                                                          \
+    static void name(real *restrict y, const operand *x, int64_t n) {                              \
+        operand a = x[0], b = x[1], c = x[2], d = x[3];                                            \
+        _Pragma("omp simd") for (int64_t i = 0; i < n; i++) {                                      \
+            real u = a.scale * a.array[i] + a.offset, v = b.scale * b.array[i] + b.offset;         \
+            real E = EXP(u * v - C);                                                               \
+            y[i] = (expression);                                                                   \
+        }                                                                                          \
+        (void)d;                                                                                   \
+    }
+OF_PRODUCT(exp_product_difference, exp, E)
+OF_PRODUCT(exp_product_difference_inside, exp_inside, E)
+OF_PRODUCT(exp_product_difference_times, exp, E *D)
+OF_PRODUCT(exp_product_difference_times_inside, exp_inside, E *D)
+#undef C
+#undef D
 
 /* The limit b is an array or a number. */
 static void le_divide(real *restrict y, operand a, operand b, operand c, int64_t n) {
@@ -343,27 +412,33 @@ static void le_divide(real *restrict y, operand a, operand b, operand c, int64_t
     }
 }
 
-static void run_ternary(int op, real *y, operand a, operand b, operand c, int64_t n) {
+static void run_several(int op, real *y, const operand *x, int64_t n) {
     switch (op) {
-    case MULTIPLY_ADD: multiply_add(y, a, b, c, n); break;
-    case MULTIPLY_SUBTRACT: multiply_add(y, a, b, negative(c), n); break;
-    case SUBTRACT_PRODUCT: multiply_add(y, negative(a), b, c, n); break;
-    case LE_DIVIDE: le_divide(y, a, b, c, n); break;
-    case EXP_DIFFERENCE_TIMES: exp_difference_times(y, a, b, c, n); break;
-    case EXP_DIFFERENCE_TIMES + INSIDE: exp_difference_times_inside(y, a, b, c, n); break;
-    default: run_where(y, a, b, c, n);
+    case MULTIPLY_ADD: multiply_add(y, x[0], x[1], x[2], n); break;
+    case MULTIPLY_SUBTRACT: multiply_add(y, x[0], x[1], negative(x[2]), n); break;
+    case SUBTRACT_PRODUCT: multiply_add(y, negative(x[0]), x[1], x[2], n); break;
+    case LE_DIVIDE: le_divide(y, x[0], x[1], x[2], n); break;
+    case EXP_DIFFERENCE_TIMES: exp_difference_times(y, x, n); break;
+    case EXP_DIFFERENCE_TIMES + INSIDE: exp_difference_times_inside(y, x, n); break;
+    case EXP_DIFFERENCE_TIMES_ADD: exp_difference_times_add(y, x, n); break;
+    case EXP_DIFFERENCE_TIMES_ADD + INSIDE: exp_difference_times_add_inside(y, x, n); break;
+    case EXP_PRODUCT_DIFFERENCE: exp_product_difference(y, x, n); break;
+    case EXP_PRODUCT_DIFFERENCE + INSIDE: exp_product_difference_inside(y, x, n); break;
+    case EXP_PRODUCT_DIFFERENCE_TIMES: exp_product_difference_times(y, x, n); break;
+    case EXP_PRODUCT_DIFFERENCE_TIMES + INSIDE: exp_product_difference_times_inside(y, x, n); break;
+    default: run_where(y, x[0], x[1], x[2], n);
     }
 }
 
 /* One step into y, which holds n elements. */
-static void run_step(const ln_link_step *s, bool inside, real *y, const operand *values,
+static void run_step(const machine_step *s, bool inside, real *y, const operand *values,
                      int64_t n) {
-    int op = inside ? s->op + INSIDE : s->op;
-    switch (operands_of(s->op)) {
-    case 1: run_unary(op, y, values[s->a], n); break;
-    case 2: run_binary(op, y, values[s->a], values[s->b], n); break;
-    default: run_ternary(op, y, values[s->a], values[s->b], values[s->c], n);
-    }
+    int op = inside ? s->op + INSIDE : s->op, count = operands_of(s->op);
+    operand x[4] = {{0}};
+    for (int j = 0; j < count; j++) x[j] = values[s->operand[j]];
+    if (count == 1) run_unary(op, y, x[0], n);
+    else if (count == 2) run_binary(op, y, x[0], x[1], n);
+    else run_several(op, y, x, n);
 }
 
 static operand number(real x) {
@@ -371,8 +446,8 @@ static operand number(real x) {
 }
 
 /* A step whose operands are numbers: as arrays of one element, where it is none of the common. */
-static operand run_number(const ln_link_step *s, const operand *values) {
-    real first = values[s->a].offset, second = values[s->b].offset;
+static operand run_number(const machine_step *s, const operand *values) {
+    real first = values[s->operand[0]].offset, second = values[s->operand[1]].offset;
     switch (s->op) {
     case LN_LINK_ADD: return number(first + second);
     case LN_LINK_SUB: return number(first - second);
@@ -380,21 +455,21 @@ static operand run_number(const ln_link_step *s, const operand *values) {
     case LN_LINK_DIV: return number(first / second);
     default: break;
     }
-    real x[3], y;
-    operand given[3];
-    ln_link_step step = {.op = s->op, .a = 0, .b = 1, .c = 2};
+    real x[4], y;
+    operand given[4];
+    machine_step step = {.op = s->op, .operand = {0, 1, 2, 3}};
     for (int j = 0; j < operands_of(s->op); j++) {
-        x[j] = values[operand_step(s, j)].offset;
+        x[j] = values[s->operand[j]].offset;
         given[j] = (operand){&x[j], 1, 0};
     }
     run_step(&step, false, &y, given, 1);
     return number(y);
 }
 
-static operand view(const ln_link_step *s, const operand *values) {
-    operand a = values[s->a];
+static inline operand view(const machine_step *s, const operand *values) {
+    operand a = values[s->operand[0]];
     if (s->op == LN_LINK_NEG) return negative(a);
-    operand b = values[s->b];
+    operand b = values[s->operand[1]];
     bool first = a.array != NULL;
     operand x = first ? a : b;
     real c = first ? b.offset : a.offset;
@@ -408,17 +483,17 @@ static operand view(const ln_link_step *s, const operand *values) {
     }
 }
 
-static operand leaf(const machine *m, const ln_link_step *s, const real *similarities, int64_t row,
+static operand leaf(const machine *m, const machine_step *s, const real *similarities, int64_t row,
                     int64_t column) {
     if (s->op == LN_LINK_S) return (operand){similarities, 1, 0};
     if (s->op == LN_LINK_NUMBER) return number((real)s->number);
-    const machine_parameter *p = &m->parameters[s->a];
+    const machine_parameter *p = &m->parameters[s->operand[0]];
     if (p->kind == LN_PARAMETER_COLUMN) return (operand){p->values + column, 1, 0};
     return number(p->values[p->kind == LN_PARAMETER_ROW ? row : 0]);
 }
 
 /* A step that takes no loop. */
-static operand short_step(const machine *m, const ln_link_step *s, int place, const operand *values,
+static operand short_step(const machine *m, const machine_step *s, int place, const operand *values,
                           const real *similarities, int64_t row, int64_t column) {
     if (place == PLACE_LEAF) return leaf(m, s, similarities, row, column);
     return place == PLACE_VIEW ? view(s, values) : run_number(s, values);

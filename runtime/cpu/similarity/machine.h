@@ -31,9 +31,15 @@ typedef struct {
     int kind; /* ln_parameter_kind */
 } machine_parameter;
 
+/* An ln_link_step, or what prepare makes of several. */
+typedef struct {
+    int op, operand[4];
+    double number;
+} machine_step;
+
 typedef struct {
     int n_steps, n_parameters, n_outputs;
-    ln_link_step steps[MACHINE_STEPS];
+    machine_step steps[MACHINE_STEPS];
     bool inside[MACHINE_STEPS]; /* of an EXP, LOG, LOG1P...: what it takes is in the range of
                                    exp_inside, log_inside, log1p_inside (vector_math.h) */
     machine_parameter parameters[MACHINE_PARAMETERS];
@@ -46,8 +52,10 @@ typedef struct {
 
 enum { PLACE_LEAF = -1, PLACE_NUMBER = -2, PLACE_VIEW = -3 };
 
-/* Adds steps to a program; each returns its step. The caller keeps below MACHINE_STEPS. */
+/* Adds steps to a program: one, which is returned; a link's to an empty program; a parameter's. The
+ * caller keeps below MACHINE_STEPS. */
 int REAL(machine_step)(machine *m, int op, int a, int b);
+void REAL(machine_link)(machine *m, int n_steps, const ln_link_step *steps);
 int REAL(machine_parameter)(machine *m, int kind, const real *values);
 /* Adds what n steps are in the transposed matrix, where rows' parameters are columns' and the other
  * way round. mirrored[i]: the step for values[i], itself where it depends on neither. */

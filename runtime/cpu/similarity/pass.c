@@ -46,8 +46,7 @@ static int kind_in(int kind, bool flipped) {
 /* flipped: the link of the transposed matrix. */
 static void copy_link(machine *m, const tile_job *job, bool flipped) {
     const ln_reduction *r = job->reduction;
-    m->n_steps = r->n_steps;
-    memcpy(m->steps, r->steps, (size_t)r->n_steps * sizeof *r->steps);
+    REAL(machine_link)(m, r->n_steps, r->steps);
     memcpy(m->inside, job->inside, (size_t)r->n_steps * sizeof *m->inside);
     m->n_parameters = r->n_parameters;
     for (int p = 0; p < r->n_parameters; p++)
@@ -62,10 +61,10 @@ static int anchor_kind(const ln_reduction *r, bool flipped) {
 /* exp(f - shift) of the anchor; f = x - z as x - (z + shift): a sum with a number costs nothing. */
 static int weight_step(machine *m, const tile_job *job, int kind, const real *shift) {
     int value = job->reduction->value, c = REAL(machine_parameter)(m, kind, shift);
-    ln_link_step f = m->steps[value];
+    machine_step f = m->steps[value];
     if (f.op == LN_LINK_SUB) {
-        value = f.a;
-        c = REAL(machine_step)(m, LN_LINK_ADD, f.b, c);
+        value = f.operand[0];
+        c = REAL(machine_step)(m, LN_LINK_ADD, f.operand[1], c);
     }
     int e = REAL(machine_step)(m, LN_LINK_EXP, REAL(machine_step)(m, LN_LINK_SUB, value, c), 0);
     m->inside[e] = job->inside_weight;
@@ -97,35 +96,39 @@ static void forward_both(machine *m, const tile_job *job) {
 /* Which steps depend on the similarity. */
 static void find_dependent(const machine *m, bool *depends) {
     for (int i = 0; i < m->n_steps; i++) {
-        const ln_link_step *s = &m->steps[i];
-        int operands = ln_link_operands(s->op);
-        depends[i] = s->op == LN_LINK_S || (operands > 0 && depends[s->a]) ||
-                     (operands > 1 && depends[s->b]) || (operands > 2 && depends[s->c]);
+        const machine_step *s = &m->steps[i];
+        depends[i] = s->op == LN_LINK_S;
+        for (int j = 0; j < ln_link_operands(s->op); j++) depends[i] |= depends[s->operand[j]];
     }
 }
 
-/* Whether the step is a product with what does not depend on the similarity, or that itself. */
-static bool is_term(const machine *m, const bool *depends, int step) {
-    const ln_link_step *s = &m->steps[step];
-    return !depends[step] || (s->op == LN_LINK_MUL && !(depends[s->a] && depends[s->b]));
+/* The operand of a product that does not depend on the similarity; -1: both do, or it is none. */
+static int factor_of(const machine_step *s, const bool *depends) {
+    if (s->op != LN_LINK_MUL) return -1;
+    return !depends[s->operand[0]] ? 0 : !depends[s->operand[1]] ? 1 : -1;
 }
 
+/* gain * step, where the gain may go to the factor of a product. */
 static int scaled_term(machine *m, const bool *depends, int step, int gain) {
-    ln_link_step s = m->steps[step];
-    if (!depends[step] || s.op != LN_LINK_MUL)
-        return REAL(machine_step)(m, LN_LINK_MUL, step, gain);
-    int factor = depends[s.a] ? s.b : s.a, other = depends[s.a] ? s.a : s.b;
-    factor = REAL(machine_step)(m, LN_LINK_MUL, factor, gain);
-    return REAL(machine_step)(m, LN_LINK_MUL, factor, other);
+    machine_step s = m->steps[step];
+    int factor = depends[step] ? factor_of(&s, depends) : -1;
+    if (factor < 0) return REAL(machine_step)(m, LN_LINK_MUL, step, gain);
+    int scaled = REAL(machine_step)(m, LN_LINK_MUL, s.operand[factor], gain);
+    return REAL(machine_step)(m, LN_LINK_MUL, scaled, s.operand[1 - factor]);
+}
+
+static bool is_term(const machine *m, const bool *depends, int step) {
+    return !depends[step] || factor_of(&m->steps[step], depends) >= 0;
 }
 
 /* gain * slope, term by term where that leaves the gain to what is the same along a tile. */
 static int scaled_step(machine *m, const bool *depends, int step, int gain) {
-    ln_link_step s = m->steps[step];
+    machine_step s = m->steps[step];
     bool sum = s.op == LN_LINK_ADD || s.op == LN_LINK_SUB;
-    if (!sum || !is_term(m, depends, s.a) || !is_term(m, depends, s.b))
+    if (!sum || !is_term(m, depends, s.operand[0]) || !is_term(m, depends, s.operand[1]))
         return scaled_term(m, depends, step, gain);
-    int a = scaled_term(m, depends, s.a, gain), b = scaled_term(m, depends, s.b, gain);
+    int a = scaled_term(m, depends, s.operand[0], gain);
+    int b = scaled_term(m, depends, s.operand[1], gain);
     return REAL(machine_step)(m, s.op, a, b);
 }
 

@@ -4,11 +4,10 @@
  * For tile S = Q K^T of unit rows: forward, each job turns S into sums over its anchors; backward,
  * the jobs' gradient weights W = dL/dS are summed, and dQ += W K, dK += W^T Q. */
 #include "tile.h"
-#include "append.h"
 #include "cpu/vector_math.h"
+#include "keep.h"
 #include "mask.h"
 #include "product.h"
-#include "rank.h"
 
 #include <string.h>
 
@@ -263,28 +262,6 @@ static void backward_job(worker *w, tile_job *job, const machine *m, gradient_or
 
 /* ---- Keeping the largest ---- */
 
-/* Where the list might not hold all of x: what passes goes by way of a buffer. */
-static __attribute__((noinline)) void keep_tightly(tile_keep *k, int64_t anchor, const real *x,
-                                                   int64_t n) {
-    real passed[SEGMENT + APPEND_SPARE], *list = k->kept + anchor * k->capacity;
-    int64_t have = k->count[anchor];
-    n = append(passed, x, k->threshold[anchor], n);
-    if (have + n > k->capacity)
-        have = REAL(rank_cut)(list, &k->threshold[anchor], have, k->k, k->capacity - SEGMENT);
-    memcpy(list + have, passed, (size_t)n * sizeof *list);
-    k->count[anchor] = (int32_t)(have + n);
-}
-
-static inline void keep(tile_keep *k, int64_t anchor, const real *x, int64_t n) {
-    int64_t have = k->count[anchor];
-    if (have + n + APPEND_SPARE > k->capacity) {
-        keep_tightly(k, anchor, x, n);
-        return;
-    }
-    real *list = k->kept + anchor * k->capacity + have;
-    k->count[anchor] += (int32_t)append(list, x, k->threshold[anchor], n);
-}
-
 static void keep_rows(worker *w, tile_job *job, mask_class mask) {
     for (int64_t row = w->r.row0; row < w->r.row1; row++) {
         operand o = {similarities(w, row), 1, 0};
@@ -292,22 +269,8 @@ static void keep_rows(worker *w, tile_job *job, mask_class mask) {
     }
 }
 
-enum { COLUMNS = 8 }; /* that are turned into rows at a time */
-
-/* y[c][i] = x[i * apart + c]. */
-static void turn(real y[COLUMNS][TILE_ROWS], const real *x, int64_t apart, int64_t rows) {
-    int64_t done = 0;
-#ifdef __AVX2__
-    if (sizeof(real) == sizeof(float))
-        for (; done + 8 <= rows; done += 8)
-            turn_eight((float *)&y[0][done], TILE_ROWS, (const float *)(x + done * apart), apart);
-#endif
-    for (int64_t i = done; i < rows; i++)
-        for (int64_t c = 0; c < COLUMNS; c++) y[c][i] = x[i * apart + c];
-}
-
 static void keep_columns(worker *w, tile_job *job, mask_class mask) {
-    real turned[COLUMNS][TILE_ROWS];
+    real turned[KEEP_COLUMNS][TILE_ROWS];
     int64_t n = width(w), rows = w->r.row1 - w->r.row0, apart = w->apart;
     const real *tile = w->s;
     if (mask == MASK_MIXED) {
@@ -318,9 +281,9 @@ static void keep_columns(worker *w, tile_job *job, mask_class mask) {
         tile = w->f;
         apart = TILE_COLUMNS;
     }
-    for (int64_t t = 0; t < n; t += COLUMNS) {
-        turn(turned, tile + t, apart, rows);
-        for (int64_t c = 0; c < COLUMNS && t + c < n; c++)
+    for (int64_t t = 0; t < n; t += KEEP_COLUMNS) {
+        turn(turned[0], TILE_ROWS, tile + t, apart, rows);
+        for (int64_t c = 0; c < KEEP_COLUMNS && t + c < n; c++)
             keep(job->keep, w->r.column0 + t + c, turned[c], rows);
     }
 }

@@ -33,6 +33,7 @@ void REAL(unit_backward)(ln_tensor *dx, const ln_tensor *x, const real *scale) {
         real *g = (real *)dx->data + i * d;
         double along = 0;
         if (!REAL(unit_is_clamped)(scale[i]))
+#pragma omp simd reduction(+ : along)
             for (int64_t k = 0; k < d; k++) along += (double)g[k] * (double)row[k];
         real back = (real)(along * (double)scale[i] * (double)scale[i]);
         for (int64_t k = 0; k < d; k++) g[k] = scale[i] * (g[k] - back * row[k]);

@@ -1,8 +1,11 @@
-/* Appending the elements of an array that are not below a threshold, without a branch, because
- * which pass cannot be foreseen. Internal to cpu/. */
-#ifndef LN_CPU_APPEND_H
-#define LN_CPU_APPEND_H
-#include "machine.h"
+/* Keeping what is not below the threshold of an anchor (tile_keep): appending it to the anchor's
+ * list, without a branch, because which elements pass cannot be foreseen. Internal to cpu/. */
+#ifndef LN_CPU_KEEP_H
+#define LN_CPU_KEEP_H
+#include "rank.h"
+#include "tile.h"
+
+#include <string.h>
 
 #ifdef __AVX2__
 #include <immintrin.h>
@@ -66,6 +69,42 @@ static inline int64_t append(real *list, const real *x, real threshold, int64_t 
     }
 #endif
     return have + append_each(list + have, x + done, threshold, n - done);
+}
+
+/* Where the list might not hold all of x: what passes goes by way of a buffer. */
+static __attribute__((noinline)) void keep_tightly(tile_keep *k, int64_t anchor, const real *x,
+                                                   int64_t n) {
+    real passed[SEGMENT + APPEND_SPARE], *list = k->kept + anchor * k->capacity;
+    int64_t have = k->count[anchor];
+    n = append(passed, x, k->threshold[anchor], n);
+    if (have + n > k->capacity)
+        have = REAL(rank_cut)(list, &k->threshold[anchor], have, k->k, k->capacity - SEGMENT);
+    memcpy(list + have, passed, (size_t)n * sizeof *list);
+    k->count[anchor] = (int32_t)(have + n);
+}
+
+static inline void keep(tile_keep *k, int64_t anchor, const real *x, int64_t n) {
+    int64_t have = k->count[anchor];
+    if (have + n + APPEND_SPARE > k->capacity) {
+        keep_tightly(k, anchor, x, n);
+        return;
+    }
+    real *list = k->kept + anchor * k->capacity + have;
+    k->count[anchor] += (int32_t)append(list, x, k->threshold[anchor], n);
+}
+
+enum { KEEP_COLUMNS = 8 }; /* that are turned into rows at a time */
+
+/* y[c * y_apart + i] = x[i * apart + c]. */
+static inline void turn(real *y, int64_t y_apart, const real *x, int64_t apart, int64_t rows) {
+    int64_t done = 0;
+#ifdef __AVX2__
+    if (sizeof(real) == sizeof(float))
+        for (; done + 8 <= rows; done += 8)
+            turn_eight((float *)(y + done), y_apart, (const float *)(x + done * apart), apart);
+#endif
+    for (int64_t i = done; i < rows; i++)
+        for (int64_t c = 0; c < KEEP_COLUMNS; c++) y[c * y_apart + i] = x[i * apart + c];
 }
 
 #endif
