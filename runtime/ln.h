@@ -414,7 +414,7 @@ ln_status ln_similarity_backward(ln_tensor **dq, ln_tensor **dk, ln_tensor **dpa
  * place; where a row has fewer, its last values are -inf. 0 <= k <= M. */
 ln_status ln_similarity_topk(ln_tensor **values, ln_tensor **columns, const ln_tensor *q,
                              const ln_tensor *k, bool cosine, int64_t count, int n_masks,
-                             const ln_mask *masks);
+                             const ln_mask *masks, ln_tiles *tiles);
 /* The tail of each row's shortfalls d = max(1 - s, 1e-6), ascending: fits (N,5) float64 holds d_1,
  * then slope and sum of squared errors of least squares of log F and of log(-log F) on log d, with
  * F_r = r / (points + 1), over r = burnt + 1 .. points (0 where fewer than two). A row must have

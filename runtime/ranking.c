@@ -19,10 +19,11 @@ static ln_status check_rows(const ln_tensor *q, const ln_tensor *k, int n_masks,
 
 ln_status ln_similarity_topk(ln_tensor **values, ln_tensor **columns, const ln_tensor *q,
                              const ln_tensor *k, bool cosine, int64_t count, int n_masks,
-                             const ln_mask *masks) {
+                             const ln_mask *masks, ln_tiles *tiles) {
     const ln_tensor *given[] = {*values, *columns};
     ln_status status;
     LN_TRY(check_rows(q, k, n_masks, masks));
+    LN_TRY(ln_tiles_check(tiles, q));
     if (count < 0 || count > columns_of(q, k))
         LN_TRY(ln_fail(LN_BAD_ARGUMENT, "similarity: the %lld largest of %lld columns",
                        (long long)count, (long long)columns_of(q, k)));
@@ -30,7 +31,7 @@ ln_status ln_similarity_topk(ln_tensor **values, ln_tensor **columns, const ln_t
     LN_TRY(ln_out(values, q->dtype, ln_device(q), 2, shape, "similarity"));
     LN_TRY(ln_out(columns, LN_INT64, ln_device(q), 2, shape, "similarity"));
     LN_TRY(ln_backend_of(ln_device(q))
-               ->similarity_topk(*values, *columns, q, k, cosine, n_masks, masks));
+               ->similarity_topk(*values, *columns, q, k, cosine, n_masks, masks, tiles));
     return LN_OK;
 fail:
     ln_out_fail(values, given[0]);

@@ -25,8 +25,9 @@ ln_status CPU(similarity_backward)(ln_tensor *dq, ln_tensor *dk, ln_tensor *cons
 }
 
 ln_status CPU(similarity_topk)(ln_tensor *values, ln_tensor *columns, const ln_tensor *q,
-                               const ln_tensor *k, bool cosine, int n_masks, const ln_mask *masks) {
-    return CHOOSE(q, similarity_topk, values, columns, q, k, cosine, n_masks, masks);
+                               const ln_tensor *k, bool cosine, int n_masks, const ln_mask *masks,
+                               ln_tiles *tiles) {
+    return CHOOSE(q, similarity_topk, values, columns, q, k, cosine, n_masks, masks, tiles);
 }
 
 ln_status CPU(similarity_tail)(ln_tensor *fits, const ln_tensor *q, const ln_tensor *k, bool cosine,

@@ -81,8 +81,8 @@ static ln_tensor matrix_at(void *data, const ln_tensor *like, int dtype, int64_t
 /* ---- The largest of each row ---- */
 
 ln_status CUDA(similarity_topk)(ln_tensor *values, ln_tensor *columns, const ln_tensor *q,
-                                const ln_tensor *k, bool cosine, int n_masks,
-                                const ln_mask *given) {
+                                const ln_tensor *k, bool cosine, int n_masks, const ln_mask *given,
+                                ln_tiles *) {
     strips t = {};
     void *s = NULL;
     int64_t count = values->shape[1];

@@ -251,12 +251,19 @@ function M.at(S, index)
   return record_entries(y, S, q, k, columns)
 end
 
+-- The tiles of an order statistic, whose rows are the base's.
+local function shared_tiles(S, q, k)
+  if S.flipped then return nil end
+  return tiles.of(S.base, q, k, tiles.backward_comes(S.base))
+end
+
 --- Values without candidates are -inf and pass no gradient.
 function M.topk(S, k_largest)
   local q, k = sides(S)
   local held = {}
   local array, n = masks(S, held)
-  call(C.ln_similarity_topk, out(), out2(), q.h, k and k.h, S.kind == "cosine", k_largest, n, array)
+  call(C.ln_similarity_topk, out(), out2(), q.h, k and k.h, S.kind == "cosine", k_largest, n, array,
+    shared_tiles(S, q, k))
   local values, columns = take(), take2()
   local missing = values:eq(-math.huge)
   record_entries(values, S, q, k, columns)
@@ -278,9 +285,8 @@ function M.tail(S, points)
   local held = {}
   local array, n = masks(S, held)
   local used = math.max(points, 1)
-  local shared = not S.flipped and tiles.of(S.base, q, k, tiles.backward_comes(S.base)) or nil
   call(C.ln_similarity_tail, out(), q.h, k and k.h, S.kind == "cosine", used, evt.burnt(used), n,
-    array, shared)
+    array, shared_tiles(S, q, k))
   return judge(take():t():contiguous(), points)
 end
 

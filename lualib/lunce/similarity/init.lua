@@ -58,6 +58,7 @@ local function matrix(kind, q, k)
   local S = setmetatable({ kind = kind, q = q, k = k, N = q.shape[1], M = k.shape[1], masks = {},
     flipped = false }, Similarity)
   S.base = S
+  tiles.born(S)
   return S
 end
 
@@ -131,9 +132,10 @@ end
 ---@return integer
 function M.tile_memory(bytes) return tiles.memory(bytes) end
 
---- Calls fn(...). The lse and sum of one matrix inside it, also of its masked and transposed forms,
---- share one computation of its tiles, forward and backward; their results can be used when
---- together returns.
+--- Calls fn(...). The lse and sum of one matrix inside it, also of its masked and transposed
+--- forms, share one computation of its tiles, forward and backward, whatever its size; their
+--- results can be used when together returns. Without it, as with top-k and tails, they share what
+--- tiles are kept (tile_memory).
 ---@param fn function
 ---@return any ... what fn returned
 function M.together(fn, ...) return engine.together(fn, ...) end

@@ -27,10 +27,31 @@ function M.memory(bytes)
   return most
 end
 
+-- The scope that each matrix was made in, which frees its tiles: a tail's own scope, say, ends
+-- before they are read again.
+local births = setmetatable({}, { __mode = "kv" })
+
+--- Remembers where a matrix was made.
+function M.born(base) births[base] = tensor.state.scope end
+
+-- Hands t, the last that the innermost scope was given, to another.
+local function move(t, scope)
+  local inner = tensor.state.scope
+  if inner then
+    inner[inner.n] = nil
+    inner.n = inner.n - 1
+  end
+  if scope then
+    scope.n = scope.n + 1
+    scope[scope.n] = t
+  end
+  return t
+end
+
 local elements = ffi.new "int64_t[1]"
 
 -- A tensor with room for the tiles of q and k, or nil.
-local function room(q, k)
+local function room(base, q, k)
   if most == 0 then return nil end
   call(C.ln_similarity_tiles, elements, q.h, k and k.h)
   local size = q.dtype == "float64" and 8 or 4
@@ -39,26 +60,24 @@ local function room(q, k)
   local about = tensor.info(q)
   local shape = ffi.new("int64_t[1]", math.min(wanted, math.floor(most / size)))
   call(C.ln_tensor_empty, tensor.out(), about.dtype, about.device, 1, shape)
-  return tensor.take():keep()
+  return move(tensor.take(), births[base])
 end
 
 ---@class lunce.KeptTiles the tiles of one matrix, and who needs them
 ---@field struct cdata an ln_tiles
----@field values lunce.Tensor|false what holds them; false once freed
+---@field values lunce.Tensor what holds them
 local Kept = {}
 Kept.__index = Kept
 
-local function changed(kept, base)
-  return C.ln_tensor_version(base.q.h) ~= kept.q_version
-    or C.ln_tensor_version(base.k.h) ~= kept.k_version
+local function serves(kept, base)
+  return kept and rawget(kept.values, "h") and C.ln_tensor_version(base.q.h) == kept.q_version
+    and C.ln_tensor_version(base.k.h) == kept.k_version
 end
 
 --- One who needed the tiles is done; the last frees them.
 function Kept:free()
   self.users = self.users - 1
-  if self.users > 0 or not self.values then return end
-  self.values:free()
-  self.values = false
+  if self.users == 0 then self.values:free() end
 end
 
 --- What a pass over a matrix takes: an ln_tiles, or nil for none.
@@ -68,9 +87,9 @@ end
 ---@return cdata|nil
 function M.of(base, q, k, makes)
   local kept = base.tiles
-  if kept and kept.values and not changed(kept, base) then return kept.struct end
+  if serves(kept, base) then return kept.struct end
   if not makes then return nil end
-  local values = room(q, k)
+  local values = room(base, q, k)
   if not values then return nil end
   base.tiles = setmetatable({ values = values, users = 0,
     struct = ffi.new("ln_tiles", { values = values.h, filled = false }),
@@ -83,7 +102,7 @@ end
 ---@return lunce.KeptTiles|nil
 function M.need(base)
   local kept = base.tiles
-  if not (kept and kept.values) then return nil end
+  if not kept then return nil end
   kept.users = kept.users + 1
   return kept
 end

@@ -2,6 +2,7 @@
  * reductions, has them scheduled, and turns what the pairs gathered into results. Runs nothing in
  * parallel. Compiled once for each element type and instruction set; similarity.c chooses. */
 #include "pass.h"
+#include "kept.h"
 #include "schedule.h"
 #include "unit.h"
 
@@ -392,7 +393,8 @@ static void store_sums(ln_tensor *out, const tile_job *job) {
 
 ln_status REAL(similarity_tiles)(int64_t *elements, const ln_tensor *q, const ln_tensor *k) {
     tile_pass pass = {.n = q->shape[0], .m = (k != NULL ? k : q)->shape[0], .d = q->shape[1]};
-    *elements = REAL(schedule_tiles)(&pass, k == NULL);
+    kept_blocks blocks = REAL(kept_blocks_of)(&pass, k == NULL);
+    *elements = REAL(kept_elements)(&blocks);
     return LN_OK;
 }
 

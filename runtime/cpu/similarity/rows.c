@@ -3,9 +3,11 @@
  * Compiled once for each element type and instruction set; similarity.c chooses. Invariant: a row's
  * result depends on that row alone, so neither the team nor the blocks change it. */
 #include "rows.h"
+#include "kept.h"
+#include "mask.h"
 #include "pass.h"
 #include "rank.h"
-#include "tile.h"
+#include "schedule.h"
 #include "unit.h"
 
 #include <math.h>
@@ -24,6 +26,7 @@ typedef struct {
 
 typedef struct {
     tile_pass pass;
+    kept_blocks blocks; /* of its kept tiles */
     const ln_mask *masks;
     int n_masks;
     int64_t k;
@@ -95,13 +98,25 @@ static row_bytes bytes_needed(const row_job *job, int64_t tile_elements) {
     return b;
 }
 
+/* The similarities of rows row0..row1 with all columns, -inf where masked, `stride` elements apart:
+ * read where they are kept. */
+static const real *whole_rows(const row_job *job, const real *panels, real *scratch, int64_t row0,
+                              int64_t row1, int64_t stride) {
+    if (!REAL(kept_all)(&job->pass, &job->blocks))
+        return REAL(tile_rows)(&job->pass, panels, scratch, job->masks, job->n_masks, row0, row1);
+    REAL(kept_rows)(&job->pass, &job->blocks, scratch, stride, row0, row1);
+    for (int64_t row = row0; row < row1; row++) REAL(mask_apply)
+    (scratch + (row - row0) * stride, -INFINITY, job->n_masks, job->masks, false, row, 0,
+     job->pass.m);
+    return scratch;
+}
+
 static void run_block(const row_job *job, const real *panels, char *own, row_bytes bytes,
                       int64_t row0, int64_t row1, int64_t stride) {
     char *ranks = own + bytes.tile, *points = ranks + 2 * bytes.rank;
     rank_state state = {(candidate *)ranks, (candidate *)(ranks + bytes.rank),
                         (int32_t *)(points + bytes.points), NAN};
-    const real *s =
-        REAL(tile_rows)(&job->pass, panels, (real *)own, job->masks, job->n_masks, row0, row1);
+    const real *s = whole_rows(job, panels, (real *)own, row0, row1, stride);
     for (int64_t row = row0; row < row1; row++) {
         const real *x = s + (row - row0) * stride;
         if (job->pool != NULL) pool_row(job->pool, state.kept, x, job->pass.m);
@@ -170,28 +185,42 @@ static ln_status sides_new(row_sides *s, row_job *job, const ln_tensor *q, const
     return s->panels != NULL ? LN_OK : LN_OUT_OF_MEMORY;
 }
 
-static ln_status rank_rows(row_job *job, const ln_tensor *q, const ln_tensor *k, bool cosine) {
+/* Has the job's rows read from tiles that hold all of the matrix, which are filled if need be: that
+ * takes no longer than the rows, and half as long for one set of rows. */
+static ln_status use_tiles(row_job *job, bool square, ln_tiles *tiles) {
+    job->blocks = REAL(kept_blocks_of)(&job->pass, square);
+    if (tiles == NULL || tiles->values->numel < REAL(kept_elements)(&job->blocks)) return LN_OK;
+    job->pass.symmetric = square;
+    ln_status status = LN_OK;
+    if (!tiles->filled) status = REAL(schedule_run)(&job->pass, square, tiles);
+    REAL(kept_use)(&job->pass, tiles);
+    return status;
+}
+
+static ln_status rank_rows(row_job *job, const ln_tensor *q, const ln_tensor *k, bool cosine,
+                           ln_tiles *tiles) {
     row_sides sides = {0};
     ln_status status = sides_new(&sides, job, q, k, cosine);
+    if (status == LN_OK) status = use_tiles(job, k == NULL, tiles);
     if (status == LN_OK) status = run_rows(job, sides.panels);
     sides_release(&sides);
     return status;
 }
 
 ln_status REAL(similarity_topk)(ln_tensor *values, ln_tensor *columns, const ln_tensor *q,
-                                const ln_tensor *k, bool cosine, int n_masks,
-                                const ln_mask *masks) {
+                                const ln_tensor *k, bool cosine, int n_masks, const ln_mask *masks,
+                                ln_tiles *tiles) {
     row_job job = {.masks = masks,
                    .n_masks = n_masks,
                    .k = values->shape[1],
                    .values = values,
                    .columns = columns};
-    return rank_rows(&job, q, k, cosine);
+    return rank_rows(&job, q, k, cosine, tiles);
 }
 
 ln_status REAL(rows_tail)(ln_tensor *fits, const ln_tensor *q, const ln_tensor *k, bool cosine,
                           int n_masks, const ln_mask *masks, const tail_lines *lines,
-                          const int64_t *chosen, int64_t n_chosen) {
+                          const int64_t *chosen, int64_t n_chosen, ln_tiles *tiles) {
     row_job job = {.masks = masks,
                    .n_masks = n_masks,
                    .k = lines->points,
@@ -199,7 +228,7 @@ ln_status REAL(rows_tail)(ln_tensor *fits, const ln_tensor *q, const ln_tensor *
                    .fits = fits,
                    .chosen = chosen,
                    .n_chosen = n_chosen};
-    return rank_rows(&job, q, k, cosine);
+    return rank_rows(&job, q, k, cosine, tiles);
 }
 
 /* ---- The pooled tail ---- */

@@ -5,67 +5,60 @@
  * Latin square for two). Invariant: a block's pairs run in the order of the rounds, so the results
  * do not depend on the size of the team. */
 #include "schedule.h"
+#include "kept.h"
 
 #include <omp.h>
 
 typedef struct {
     const tile_pass *pass;
-    int64_t block_rows, row_blocks, column_blocks;
-    char *scratch; /* scratch_bytes for each thread */
+    kept_blocks blocks; /* square: pairs are unordered */
+    char *scratch;      /* scratch_bytes for each thread */
     size_t scratch_bytes;
-    bool square; /* one set of rows: pairs are unordered */
 } schedule;
 
-/* Where the tiles of a pair of blocks are kept; NULL: nowhere. Of one set of rows there is a place
- * for each unordered pair. */
-static real *kept_pair(const schedule *s, int64_t i, int64_t j) {
-    int64_t elements = REAL(tile_pair_elements)(s->block_rows), number = i * s->column_blocks + j;
-    int64_t high = i > j ? i : j;
-    if (s->square) number = high * (high + 1) / 2 + (i + j - high);
-    bool fits = s->pass->kept != NULL && (number + 1) * elements <= s->pass->kept_elements;
-    return fits ? s->pass->kept + number * elements : NULL;
-}
-
 static void run_blocks(const schedule *s, char *scratch, tile_mode mode, int64_t i, int64_t j) {
-    int64_t size = s->block_rows, n = s->pass->n, m = s->pass->m;
+    int64_t size = s->blocks.rows, n = s->pass->n, m = s->pass->m;
     REAL(tile_pair)
-    (s->pass, scratch, kept_pair(s, i, j), mode, i * size, (i + 1) * size < n ? (i + 1) * size : n,
-     j * size, (j + 1) * size < m ? (j + 1) * size : m);
+    (s->pass, scratch, REAL(kept_pair)(s->pass, &s->blocks, i, j), mode, i * size,
+     (i + 1) * size < n ? (i + 1) * size : n, j * size, (j + 1) * size < m ? (j + 1) * size : m);
 }
 
 /* The blocks that meet as number `at` of a round. Square: the circle method, where the last of an
- * even number of players stays; round -1 is each block with itself. */
-static void meeting(const schedule *s, int64_t round, int64_t at, int64_t *i, int64_t *j) {
-    if (!s->square) {
-        int64_t size = s->row_blocks > s->column_blocks ? s->row_blocks : s->column_blocks;
+ * even number of players stays, and i <= j; round -1 is each block with itself. */
+static void meeting(const kept_blocks *b, int64_t round, int64_t at, int64_t *i, int64_t *j) {
+    if (!b->square) {
+        int64_t size = b->row_blocks > b->column_blocks ? b->row_blocks : b->column_blocks;
         *i = at;
         *j = (at + round) % size;
         return;
     }
-    int64_t others = s->row_blocks - 1 + s->row_blocks % 2;
-    *i = round < 0 ? at : at == 0 ? others : (round + at) % others;
-    *j = round < 0 ? at : (round - at + others) % others;
+    int64_t others = b->row_blocks - 1 + b->row_blocks % 2;
+    int64_t one = round < 0 ? at : at == 0 ? others : (round + at) % others;
+    int64_t other = round < 0 ? at : (round - at + others) % others;
+    *i = one < other ? one : other;
+    *j = one < other ? other : one;
 }
 
 static void run_meeting(const schedule *s, int64_t round, int64_t at) {
     int64_t i, j;
-    meeting(s, round, at, &i, &j);
-    if (i >= s->row_blocks || j >= s->column_blocks) return;
+    meeting(&s->blocks, round, at, &i, &j);
+    if (i >= s->blocks.row_blocks || j >= s->blocks.column_blocks) return;
     char *scratch = s->scratch + (size_t)omp_get_thread_num() * s->scratch_bytes;
     if (s->pass->symmetric && i != j) {
         run_blocks(s, scratch, TILE_MIRRORED, i, j);
         return;
     }
     run_blocks(s, scratch, TILE_PLAIN, i, j);
-    if (s->square && i != j) run_blocks(s, scratch, TILE_PLAIN, j, i);
+    if (s->blocks.square && i != j) run_blocks(s, scratch, TILE_PLAIN, j, i);
 }
 
 static ln_status run_rounds(const schedule *s, int team) {
-    int64_t blocks = s->row_blocks > s->column_blocks ? s->row_blocks : s->column_blocks;
-    int64_t players = s->row_blocks + s->row_blocks % 2;
-    int64_t last = s->square ? players - 1 : blocks;
-    for (int64_t round = s->square ? -1 : 0; round < last; round++) {
-        int64_t meetings = !s->square || round < 0 ? blocks : players / 2;
+    const kept_blocks *b = &s->blocks;
+    int64_t blocks = b->row_blocks > b->column_blocks ? b->row_blocks : b->column_blocks;
+    int64_t players = b->row_blocks + b->row_blocks % 2;
+    int64_t last = b->square ? players - 1 : blocks;
+    for (int64_t round = b->square ? -1 : 0; round < last; round++) {
+        int64_t meetings = !b->square || round < 0 ? blocks : players / 2;
         if (ln_interrupted()) return ln_fail(LN_INTERRUPTED, "similarity: interrupted");
 #pragma omp parallel for schedule(dynamic) num_threads(team)
         for (int64_t at = 0; at < meetings; at++) run_meeting(s, round, at);
@@ -79,25 +72,9 @@ static void pack_side(const tile_pass *pass, const tile_side *side) {
     for (int64_t part = 0; part < parts; part++) REAL(tile_pack_part)(pass, side, part);
 }
 
-static schedule blocks_of(const tile_pass *pass, bool square) {
-    int64_t larger = pass->n > pass->m ? pass->n : pass->m;
-    schedule s = {.pass = pass, .square = square};
-    s.block_rows = REAL(tile_block_rows)(larger, pass->d);
-    s.row_blocks = (pass->n + s.block_rows - 1) / s.block_rows;
-    s.column_blocks = (pass->m + s.block_rows - 1) / s.block_rows;
-    return s;
-}
-
-int64_t REAL(schedule_tiles)(const tile_pass *pass, bool square) {
-    if (pass->n == 0 || pass->m == 0) return 0;
-    schedule s = blocks_of(pass, square);
-    int64_t pairs = square ? s.row_blocks * (s.row_blocks + 1) / 2 : s.row_blocks * s.column_blocks;
-    return pairs * REAL(tile_pair_elements)(s.block_rows);
-}
-
 static ln_status run_pairs(const tile_pass *pass, bool square) {
-    schedule s = blocks_of(pass, square);
-    s.scratch_bytes = REAL(tile_scratch_bytes)(pass, s.block_rows);
+    schedule s = {.pass = pass, .blocks = REAL(kept_blocks_of)(pass, square)};
+    s.scratch_bytes = REAL(tile_scratch_bytes)(pass, s.blocks.rows);
     s.scratch_bytes = (s.scratch_bytes + 4095) / 4096 * 4096;
     int team = ln_team(pass->n * pass->m);
     s.scratch = ln_scratch_new(s.scratch_bytes * (size_t)team, "similarity");
@@ -114,11 +91,7 @@ ln_status REAL(schedule_run)(const tile_pass *given, bool square, ln_tiles *tile
     tile_pass pass = *given;
     if (pass.n == 0 || pass.m == 0) return LN_OK;
     if (square && !pass.symmetric) tiles = NULL; /* a pair's two halves are computed apart */
-    if (tiles != NULL) {
-        pass.kept = (real *)tiles->values->data;
-        pass.kept_elements = tiles->values->numel;
-        pass.have_kept = tiles->filled;
-    }
+    REAL(kept_use)(&pass, tiles);
     int64_t bytes = REAL(tile_side_elements)(&pass, square) * (int64_t)sizeof(real);
     real *memory = NULL;
     if (bytes <= SIDES_BYTES) {

@@ -6,7 +6,5 @@
 /* square: q and k are one set of rows. tiles: kept ones, read or filled, or NULL. Fails without
  * memory, or when interrupted. */
 ln_status REAL(schedule_run)(const tile_pass *pass, bool square, ln_tiles *tiles);
-/* The elements that all tiles of the pass take. */
-int64_t REAL(schedule_tiles)(const tile_pass *pass, bool square);
 
 #endif

@@ -252,7 +252,8 @@ ln_status REAL(similarity_tail)(ln_tensor *fits, const ln_tensor *q, const ln_te
         LN_TRY(run_lists(fits, q, cosine, &r, &lines, tiles, missing, &n_missing));
     }
     if (missing == NULL || n_missing > 0)
-        LN_TRY(REAL(rows_tail)(fits, q, k, cosine, n_masks, masks, &lines, missing, n_missing));
+        LN_TRY(
+            REAL(rows_tail)(fits, q, k, cosine, n_masks, masks, &lines, missing, n_missing, tiles));
 fail:
     ln_scratch_release(missing);
     ln_scratch_release(lines.line[0]);

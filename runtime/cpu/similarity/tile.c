@@ -6,6 +6,7 @@
 #include "tile.h"
 #include "cpu/vector_math.h"
 #include "keep.h"
+#include "kept.h"
 #include "mask.h"
 #include "product.h"
 
@@ -358,7 +359,7 @@ static void run_tile(worker *w, real *kept, tile_mode mode, const block *q, cons
     int64_t rows = round_up(w->r.row1 - w->r.row0, MICRO_ROWS);
     int64_t columns = round_up(width(w), MICRO_COLUMNS);
     w->apart = kept != NULL ? columns : TILE_COLUMNS;
-    w->s = kept != NULL ? kept + round_up(q->count, MICRO_ROWS) * j + i * columns : w->own_s;
+    w->s = kept != NULL ? REAL(kept_tile)(kept, q->count, i, j, columns) : w->own_s;
     if (!have)
         similarity_product(w->s, w->apart, q->rows + i * padded, k->columns + j * padded, rows,
                            columns, padded);
@@ -489,10 +490,6 @@ void REAL(tile_pack_part)(const tile_pass *pass, const tile_side *side, int64_t 
 }
 
 /* ---- A pair ---- */
-
-int64_t REAL(tile_pair_elements)(int64_t rows) {
-    return round_up(rows, MICRO_ROWS) * round_up(rows, MICRO_COLUMNS);
-}
 
 void REAL(tile_pair)(const tile_pass *pass, void *scratch, real *kept, tile_mode mode, int64_t row0,
                      int64_t row1, int64_t column0, int64_t column1) {

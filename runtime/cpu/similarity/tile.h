@@ -56,9 +56,6 @@ typedef struct {
     bool have_kept;
 } tile_pass;
 
-/* The tiles of a pair of blocks of so many rows, in elements. */
-int64_t REAL(tile_pair_elements)(int64_t rows);
-
 /* Elements that both sides take (one where q is k), and the parts in which they are packed. */
 int64_t REAL(tile_side_elements)(const tile_pass *pass, bool square);
 void REAL(tile_sides)(tile_pass *pass, bool square, real *memory);
