@@ -6,6 +6,9 @@
 
 #include <math.h>
 #include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 /* The columns of the entries that are not below the threshold: a NaN is kept, and a NaN threshold
  * keeps all. Without a branch, because which entries pass cannot be foreseen. */
@@ -141,8 +144,7 @@ static size_t spread_bytes(int64_t n) {
 }
 
 size_t REAL(rank_scratch_bytes)(int64_t n) {
-    size_t bins = spread_bytes(n) + (size_t)(n + 2) * sizeof(real);
-    size_t keys = 2 * (size_t)n * sizeof(candidate);
+    size_t bins = spread_bytes(n), keys = 2 * (size_t)n * sizeof(candidate);
     return ((bins > keys ? bins : keys) + 63) / 64 * 64;
 }
 
@@ -196,14 +198,21 @@ real REAL(rank_threshold)(const real *x, int64_t n, int64_t k, void *scratch) {
     return least;
 }
 
-/* y: x with the larger of every two neighbours, from position `first` on, in front. There is an
- * element before x and one behind it. */
-static void exchange(real *restrict y, const real *restrict x, int32_t n, int32_t first) {
-#pragma omp simd
-    for (int32_t i = 0; i < n; i++) {
-        real larger = x[i] > x[i + 1] ? x[i] : x[i + 1];
-        real smaller = x[i] < x[i - 1] ? x[i] : x[i - 1];
-        y[i] = (i ^ first) & 1 ? smaller : larger;
+/* The larger of every two neighbours in front. */
+static void exchange(real *x, int64_t n) {
+    int64_t i = 0;
+#ifdef __AVX2__
+    if (sizeof(real) == sizeof(float))
+        for (float *f = (float *)x; i + 8 <= n; i += 8) {
+            __m256 v = _mm256_loadu_ps(f + i), other = _mm256_permute_ps(v, 0xb1);
+            __m256 larger = _mm256_max_ps(v, other), smaller = _mm256_min_ps(v, other);
+            _mm256_storeu_ps(f + i, _mm256_blend_ps(larger, smaller, 0xaa));
+        }
+#endif
+    for (; i + 2 <= n; i += 2) {
+        real first = x[i], second = x[i + 1];
+        x[i] = first > second ? first : second;
+        x[i + 1] = first > second ? second : first;
     }
 }
 
@@ -211,25 +220,15 @@ static void exchange(real *restrict y, const real *restrict x, int32_t n, int32_
  * neighbours as a bin has entries sort each bin, all at once and without a branch. */
 void REAL(rank_values)(real *sorted, const real *x, int64_t n, int64_t k, void *scratch) {
     spread *s = scratch;
+    int bins = bins_for(n);
     int32_t crowd = 0, last = 0;
-    if (k > 0) last = (int32_t)count_bins(s, x, n, k, bins_for(n), &crowd);
+    if (k > 0) last = (int32_t)count_bins(s, x, n, k, bins, &crowd);
     if (last == 0 || crowd > CROWD) {
         by_radix(sorted, x, n, k, scratch);
         return;
     }
     int32_t end = s->starts[last];
-    real *now = sorted, *next = (real *)((char *)scratch + spread_bytes(n)) + 1;
-    for (int64_t i = 0; i < n; i++) {
-        int32_t bin = s->bins[i] < last ? s->bins[i] : last;
-        sorted[s->starts[bin]++] = x[i];
-    }
-    crowd += crowd % 2; /* the last exchange writes to sorted */
-    for (int32_t i = 0; i < crowd; i++) {
-        now[-1] = INFINITY;
-        now[end] = -INFINITY;
-        exchange(next, now, end, i % 2);
-        real *swap = now;
-        now = next;
-        next = swap;
-    }
+    for (int bin = last; bin < bins; bin++) s->starts[bin + 1] += s->starts[bin];
+    for (int64_t i = 0; i < n; i++) sorted[s->starts[s->bins[i]]++] = x[i];
+    for (int32_t i = 0; i < crowd; i++) exchange(sorted + i % 2, end - i % 2);
 }

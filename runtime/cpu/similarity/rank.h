@@ -47,8 +47,7 @@ real REAL(rank_threshold)(const real *x, int64_t n, int64_t k, void *scratch);
 /* Leaves the k largest of n entries, in any order, and perhaps others, `most` at most, k <= most:
  * those not below the threshold that it stores. Returns how many. */
 int64_t REAL(rank_cut)(real *x, real *threshold, int64_t n, int64_t k, int64_t most);
-/* The k largest of n entries, largest first. sorted: room for n + 1, and for one before; what lies
- * there is changed. scratch: rank_scratch_bytes. */
+/* The k largest of n entries, largest first. sorted: room for n. scratch: rank_scratch_bytes. */
 void REAL(rank_values)(real *sorted, const real *x, int64_t n, int64_t k, void *scratch);
 size_t REAL(rank_scratch_bytes)(int64_t n);
 

@@ -184,7 +184,7 @@ static void keep_release(tile_keep *keep) {
 static ln_status fit_lists(ln_tensor *fits, const tile_keep *keep, const tail_lines *lines,
                            int64_t *missing, int64_t *n_missing) {
     int64_t n = fits->shape[0];
-    size_t points = ((size_t)(keep->capacity + 2) * sizeof(real) + 63) / 64 * 64;
+    size_t points = ((size_t)keep->capacity * sizeof(real) + 63) / 64 * 64;
     size_t bytes = points + REAL(rank_scratch_bytes)(keep->capacity);
     int team = ln_team(n * keep->capacity);
     char *scratch = ln_scratch_new(bytes * (size_t)team, "similarity");
