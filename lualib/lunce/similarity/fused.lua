@@ -61,6 +61,9 @@ local function masks(S, held)
   return array, #S.masks
 end
 
+-- Called with what a C call read, after it: until then the collector must not take it for dead.
+local function was_read() end
+
 -- The kind of a link's parameter by its shape.
 local function kind_of(S)
   return function(x)
@@ -264,6 +267,7 @@ function M.topk(S, k_largest)
   local array, n = masks(S, held)
   call(C.ln_similarity_topk, out(), out2(), q.h, k and k.h, S.kind == "cosine", k_largest, n, array,
     shared_tiles(S, q, k))
+  was_read(held)
   local values, columns = take(), take2()
   local missing = values:eq(-math.huge)
   record_entries(values, S, q, k, columns)
@@ -287,6 +291,7 @@ function M.tail(S, points)
   local used = math.max(points, 1)
   call(C.ln_similarity_tail, out(), q.h, k and k.h, S.kind == "cosine", used, evt.burnt(used), n,
     array, shared_tiles(S, q, k))
+  was_read(held)
   return judge(take():t():contiguous(), points)
 end
 
@@ -297,6 +302,7 @@ function M.pooled_tail(S, points)
   local array, n = masks(S, held)
   call(C.ln_similarity_pooled_tail, out(), q.h, k and k.h, S.kind == "cosine", points,
     evt.burnt(points), n, array)
+  was_read(held)
   return judge(take():unsqueeze(2), points)
 end
 
@@ -307,6 +313,7 @@ function M.count(S)
   local held = {}
   local array, n = masks(S, held)
   call(C.ln_similarity_count, out(), S.N, S.M, n, array)
+  was_read(held)
   return take():to(S.q.device)
 end
 
