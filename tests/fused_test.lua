@@ -287,7 +287,9 @@ describe("the engine", function()
       compare(function(s, x) return x * (s + 2) end, t)
     end
     for _, least in ipairs{ 0.5, 1e-3, 1e-6, 4e-7, 1e-7 } do
-      compare(function(s) return link.log(1 - link.min(s, 1 - least)) end)
+      if least >= 1e-6 then -- else rounding decides which of s and the limit is less
+        compare(function(s) return link.log(1 - link.min(s, 1 - least)) end)
+      end
       compare(function(s) return link.log(link.max(s, least)) end)
       compare(function(s) return link.log1p(link.max(s, 0) / least) end)
     end
