@@ -1,11 +1,11 @@
 /* The register machine that runs a link function along segments of a tile's rows, compiled once
  * for each element type (LN_REAL) and instruction set. Internal to cpu/.
  *
- * Segments run along the columns. What depends on numbers and the columns' parameters alone is
- * computed once a tile; on numbers and the rows' parameters, once a segment, as a number; what is a
- * multiple of an array plus a number is not computed at all, but by the loop that reads it; the
- * rest runs over registers of SEGMENT elements that stay in L1. Invariant: a step's operands are
- * numbers, registers written before it, or arrays of at least the segment's length. */
+ * Segments run along the columns, those of a few rows together. What depends on numbers and the
+ * columns' parameters alone is computed once a tile; on numbers and the rows' parameters, once a
+ * segment, as a number; what is a multiple of an array plus a number is not computed at all, but by
+ * the loop that reads it; the rest runs over registers that stay in L1. Invariant: a step's
+ * operands are numbers, registers written before it, or arrays of at least the segment's length. */
 #ifndef LN_CPU_MACHINE_H
 #define LN_CPU_MACHINE_H
 #include "cpu/kernels.h"
@@ -16,22 +16,48 @@ typedef LN_REAL real;
 
 enum {
     SEGMENT = 384,
+    REGISTER = 2 * SEGMENT,                  /* elements: so many rows run together as fit it, */
+    RUN_ROWS = 8,                            /* but no more than these */
     MACHINE_STEPS = 2 * LN_LINK_STEPS + 128, /* a link in both orientations, and its weights */
     MACHINE_PARAMETERS = 2 * (LN_LINK_PARAMETERS + 4)
 };
 
-/* A value: scale * array[i] + offset, or (array NULL) the number offset. */
+/* A value along a segment: scale * array[i] + offset, or (array NULL) the number offset. */
 typedef struct {
     const real *array;
     real scale, offset;
 } operand;
+
+/* The values of a step in the rows of a run: row r's array lies r * apart elements further. */
+typedef struct {
+    const real *array;
+    int64_t apart;
+    bool plain; /* an array, scale 1, offset 0 */
+    real scale[RUN_ROWS], offset[RUN_ROWS];
+} run_values;
 
 typedef struct {
     const real *values;
     int kind; /* ln_parameter_kind */
 } machine_parameter;
 
-/* An ln_link_step, or what prepare makes of several. */
+/* Steps that prepare makes of several: what is read as often as it is written costs as much as it
+ * computes. */
+enum {
+    MULTIPLY_ADD = LN_LINK_WHERE + 1, /* a b + c */
+    MULTIPLY_SUBTRACT,                /* a b - c */
+    SUBTRACT_PRODUCT,                 /* c - a b */
+    LE_DIVIDE,                        /* (a <= b) / c */
+    EXP_DIFFERENCE,                   /* exp(a - b) */
+    EXP_TIMES,                        /* exp(a) b */
+    EXP_DIFFERENCE_TIMES,             /* exp(a - b) c */
+    EXP_DIFFERENCE_TIMES_ADD,         /* exp(a - b) c + d */
+    EXP_PRODUCT_DIFFERENCE,           /* exp(a b - c) */
+    EXP_PRODUCT_DIFFERENCE_TIMES,     /* exp(a b - c) d */
+    INSIDE = 64                       /* added to an operation whose operand is inside */
+};
+
+/* An ln_link_step, or one of these. */
 typedef struct {
     int op, operand[4];
     double number;
@@ -48,6 +74,7 @@ typedef struct {
      * lie: in a register, or one of the places below. */
     int n_early, early[MACHINE_STEPS], n_live, live[MACHINE_STEPS];
     int place[MACHINE_STEPS], n_registers;
+    int n_operands[MACHINE_STEPS];
 } machine;
 
 enum { PLACE_LEAF = -1, PLACE_NUMBER = -2, PLACE_VIEW = -3 };
@@ -63,13 +90,37 @@ void REAL(machine_mirror)(machine *m, int *mirrored, const int *values, int n);
 /* Places every step that an output needs. */
 void REAL(machine_prepare)(machine *m);
 /* Prepares values, room for MACHINE_STEPS, for the segments of n <= SEGMENT columns from `column`
- * on. registers holds n_registers segments, some of which are kept from here to the runs. */
-void REAL(machine_start)(const machine *m, operand *values, real *registers, int64_t column,
+ * on. registers holds n_registers of them, some of which are kept from here to the runs. */
+void REAL(machine_start)(const machine *m, run_values *values, real *registers, int64_t column,
                          int64_t n);
-/* Runs over the n similarities of row `row`.
- * results[i]: where output i lies, an array (scale 1, offset 0) or a number, valid until the next
- * run. first (NULL: its register): where to write output 0 where it is not an array by itself. */
-void REAL(machine_run)(const machine *m, operand *results, operand *values, real *registers,
-                       real *first, const real *s, int64_t row, int64_t n);
+
+/* The tile's rows that run together: n similarities each from s on, s_apart elements apart; the
+ * first is row `row` of the matrix. */
+typedef struct {
+    const real *s;
+    int64_t s_apart, row, rows, n;
+} machine_rows;
+
+static inline int64_t machine_rows_of(int64_t n) {
+    int64_t rows = REGISTER / (n > 0 ? n : 1);
+    return rows < RUN_ROWS ? rows : RUN_ROWS;
+}
+
+/* Runs over as many rows as machine_rows_of(n) at most. first (NULL: its register): where to write
+ * output 0 where it is not an array by itself, first_apart elements from row to row. */
+void REAL(machine_run)(const machine *m, run_values *values, real *registers, real *first,
+                       int64_t first_apart, machine_rows rows);
+
+static inline operand machine_operand(const run_values *x, int64_t row) {
+    const real *array = x->array != NULL ? x->array + row * x->apart : NULL;
+    return (operand){array, x->scale[row], x->offset[row]};
+}
+
+/* Output i in row `row` of the last run: an array (scale 1, offset 0) or a number, valid until the
+ * next run. */
+static inline operand machine_output(const machine *m, const run_values *values, int i,
+                                     int64_t row) {
+    return machine_operand(&values[m->outputs[i]], row);
+}
 
 #endif

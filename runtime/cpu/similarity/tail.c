@@ -159,7 +159,7 @@ static ln_status find_thresholds(tile_keep *keep, const tile_pass *pass, const l
 enum { FEWEST_COLUMNS = 4 * SAMPLE };
 
 static int64_t capacity_of(int64_t k) {
-    int64_t spare = k * 3 / 5;
+    int64_t spare = k * 3 / 4; /* two deviations of what a threshold lets pass, at 8192 rows */
     return k + (spare > SEGMENT ? spare : SEGMENT);
 }
 

@@ -67,7 +67,8 @@ typedef struct {
     real *registers;
     real *line, *line2, *line3; /* (TILE_COLUMNS) */
     bool w_started;
-    operand values[MACHINE_STEPS]; /* of the machine that runs */
+    run_values *values;     /* of the machine that runs */
+    int64_t run_row, ahead; /* its last run: the first row, and the first after it */
 } worker;
 
 static int64_t width(const worker *w) {
@@ -88,11 +89,21 @@ static real *writable(operand o, real *line, int64_t n) {
 
 static void start(worker *w, const machine *m) {
     REAL(machine_start)(m, w->values, w->registers, w->r.column0, width(w));
+    w->ahead = w->r.row0;
 }
 
+/* results[i]: output i in the row, which comes after the last one asked for since the start.
+ * first (NULL: none): the row of a tile of weights that takes output 0, see machine_run. */
 static void run_row(worker *w, const machine *m, operand *results, real *first, int64_t row) {
-    REAL(machine_run)
-    (m, results, w->values, w->registers, first, similarities(w, row), row, width(w));
+    if (row == w->ahead) {
+        int64_t rows = machine_rows_of(width(w)), left = w->r.row1 - row;
+        w->run_row = row;
+        w->ahead += rows < left ? rows : left;
+        machine_rows run = {similarities(w, row), w->apart, row, w->ahead - row, width(w)};
+        REAL(machine_run)(m, w->values, w->registers, first, TILE_COLUMNS, run);
+    }
+    for (int i = 0; i < m->n_outputs; i++)
+        results[i] = machine_output(m, w->values, i, row - w->run_row);
 }
 
 /* An output of a job's machine of one row, with `excluded` where it is masked. Only a masked or
@@ -411,9 +422,10 @@ size_t REAL(tile_scratch_bytes)(const tile_pass *pass, int64_t rows) {
         for (int c = 0; c < 3; c++)
             if (counts[c] > registers) registers = counts[c];
     }
-    int64_t lines = (3 * (TILE_ROWS + MICRO_ROWS) + registers + 3) * TILE_COLUMNS;
+    int64_t lines = (3 * (TILE_ROWS + MICRO_ROWS) + 3) * TILE_COLUMNS + registers * REGISTER;
     int64_t blocks = pass->q_side.rows != NULL ? 2 : 8;
-    return (size_t)(blocks * block_elements + lines) * sizeof(real);
+    return (size_t)(blocks * block_elements + lines) * sizeof(real) +
+           MACHINE_STEPS * sizeof(run_values);
 }
 
 static real *take(real **next, int64_t n) {
@@ -493,12 +505,12 @@ void REAL(tile_pack_part)(const tile_pass *pass, const tile_side *side, int64_t 
 
 void REAL(tile_pair)(const tile_pass *pass, void *scratch, real *kept, tile_mode mode, int64_t row0,
                      int64_t row1, int64_t column0, int64_t column1) {
-    real *next = scratch;
+    worker w = {.pass = pass, .values = scratch};
+    real *next = (real *)(w.values + MACHINE_STEPS);
     int64_t padded = round_up(pass->d, MICRO_COLUMNS);
     block q, k;
     block_new(&q, &pass->q_side, &next, row0, row1, padded);
     block_new(&k, &pass->k_side, &next, column0, column1, padded);
-    worker w = {.pass = pass};
     w.own_s = take(&next, (TILE_ROWS + MICRO_ROWS) * TILE_COLUMNS);
     w.w = take(&next, (TILE_ROWS + MICRO_ROWS) * TILE_COLUMNS);
     w.f = take(&next, (TILE_ROWS + MICRO_ROWS) * TILE_COLUMNS);
