@@ -12,6 +12,12 @@
 
 #define LN2_HIGH 0x1.62e4p-1f /* k times it is exact */
 #define LN2_LOW 0x1.7f7d1cp-20f
+#define LN2 0x1.62e43p-1f /* off by 2e-9; serves where products are not rounded */
+#ifdef __FMA__
+#define FUSED true
+#else
+#define FUSED false
+#endif
 
 typedef union {
     float value;
@@ -22,17 +28,19 @@ static inline float power_of_two(int32_t k) {
     return (float_bits){.bits = (int32_t)((uint32_t)(k + 127) << 23)}.value;
 }
 
-/* e^x = 2^k e^r, |r| <= log(2) / 2, as k added to the exponent of e^r. in_one: log(2) as one float,
- * where products are not rounded: it is off by 2e-9, and e^x by that times k. */
+/* e^x = 2^k e^r, |r| <= log(2) / 2, as k added to the exponent of e^r. in_one: by LN2, with e^x off
+ * by what that is off times k. */
 static inline float float_exp_parts(float x, bool in_one) {
     const float shift = 0x1.8p23f; /* adding it rounds to a whole number, in the low bits */
     float_bits whole = {.value = x * 0x1.715476p+0f + shift};
     float k = whole.value - shift;
-    float r = in_one ? x - k * 0x1.62e43p-1f : x - k * LN2_HIGH - k * LN2_LOW;
-    float square = r * r; /* pairs, because what waits for its operands is what limits the loop */
-    float low = 0x1.555482p-3f * r + 0x1.fffffcp-2f, high = 0x1.1245c8p-7f * r + 0x1.55593cp-5f;
-    float p = (0x1.6a108p-10f * square + high) * square + low;
-    float_bits y = {.value = 1 + (r + square * p)};
+    float r = in_one ? x - k * LN2 : x - k * LN2_HIGH - k * LN2_LOW;
+    float p = 0x1.6a108p-10f * r + 0x1.1245c8p-7f;
+    p = p * r + 0x1.55593cp-5f;
+    p = p * r + 0x1.555482p-3f;
+    p = p * r + 0x1.fffffcp-2f;
+    p = p * r + 1;
+    float_bits y = {.value = p * r + 1};
     y.bits = (int32_t)((uint32_t)y.bits + ((uint32_t)whole.bits << 23));
     return y.value;
 }
@@ -44,22 +52,22 @@ static inline float float_exp(float x) {
 }
 
 static inline float float_exp_inside(float x) {
-#ifdef __FMA__
-    return float_exp_parts(x, true);
-#else
-    return float_exp_parts(x, false);
-#endif
+    return float_exp_parts(x, FUSED);
 }
 
 #define LOG_LEAST 0x3f3504f3 /* sqrt(1/2): 1 + f lies between it and its double */
 
 /* log(2^k (1 + f)). */
 static inline float float_log_sum(int32_t k, float f) {
-    float exponent = (float)k, square = f * f;
-    float low = 0.33333332f - 0.25000821f * f + square * (0.20001227f - 0.16623357f * f);
-    float high = 0.14201758f - 0.13160182f * f + square * (0.12761575f - 0.076344940f * f);
-    float p = low + square * square * high;
-    return f + (square * (f * p - 0.5f) + exponent * LN2_LOW) + exponent * LN2_HIGH;
+    float p = 0.08700436f * f - 0.14267487f;
+    p = p * f + 0.14914768f;
+    p = p * f - 0.16577585f;
+    p = p * f + 0.19963064f;
+    p = p * f - 0.25001337f;
+    p = p * f + 0.33333910f;
+    float exponent = (float)k, square = f * f, rest = p * f - 0.5f;
+    if (FUSED) return exponent * LN2 + (square * rest + f);
+    return f + (square * rest + exponent * LN2_LOW) + exponent * LN2_HIGH;
 }
 
 /* log(x + rest), where rest is what rounding took from x: x = 2^k (1 + f) of the positive number
