@@ -43,16 +43,28 @@ static inline void turn_eight(float *y, int64_t y_apart, const float *x, int64_t
     }
 }
 
+/* For each set of lanes: their numbers, a byte each, in front. */
+#define LANE(set, i)                                                                               \
+    ((uint64_t)((set) >> (i)&1 ? (i) : 0) << 8 * __builtin_popcount((set) & ((1 << (i)) - 1)))
+#define LANES_OF(set)                                                                              \
+    (LANE(set, 0) | LANE(set, 1) | LANE(set, 2) | LANE(set, 3) | LANE(set, 4) | LANE(set, 5) |     \
+     LANE(set, 6) | LANE(set, 7))
+#define SETS_OF_4(set) LANES_OF(set), LANES_OF((set) + 1), LANES_OF((set) + 2), LANES_OF((set) + 3)
+#define SETS_OF_16(set)                                                                            \
+    SETS_OF_4(set), SETS_OF_4((set) + 4), SETS_OF_4((set) + 8), SETS_OF_4((set) + 12)
+#define SETS_OF_64(set)                                                                            \
+    SETS_OF_16(set), SETS_OF_16((set) + 16), SETS_OF_16((set) + 32), SETS_OF_16((set) + 48)
+static const uint64_t lanes_of[256] = {SETS_OF_64(0), SETS_OF_64(64), SETS_OF_64(128),
+                                       SETS_OF_64(192)};
+
 /* Floats, eight at a time: those that pass move together and are stored. */
 static inline int64_t append_eights(void *list, const void *x, float threshold, int64_t n) {
-    const __m256i shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
     const __m256 bound = _mm256_set1_ps(threshold);
     int64_t have = 0;
     for (int64_t t = 0; t < n; t += 8) {
         __m256 value = _mm256_loadu_ps((const float *)x + t);
         unsigned passed = (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(value, bound, _CMP_NLT_UQ));
-        unsigned lanes = _pext_u32(0x76543210, _pdep_u32(passed, 0x11111111) * 15);
-        __m256i order = _mm256_srlv_epi32(_mm256_set1_epi32((int)lanes), shifts);
+        __m256i order = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)&lanes_of[passed]));
         _mm256_storeu_ps((float *)list + have, _mm256_permutevar8x32_ps(value, order));
         have += __builtin_popcount(passed);
     }
