@@ -87,7 +87,6 @@ static void spread(const entries *e, real *dq, real *dk, const real *dy, const r
 ln_status REAL(similarity_at_backward)(ln_tensor *dq, ln_tensor *dk, const ln_tensor *dy,
                                        const ln_tensor *q, const ln_tensor *k, bool cosine,
                                        const ln_tensor *columns) {
-    enum { FEATURES = 32 };
     entries e;
     real *owned[2] = {0}, *s = NULL;
     int64_t d = q->shape[1], count = columns->numel;
@@ -102,9 +101,11 @@ ln_status REAL(similarity_at_backward)(ln_tensor *dq, ln_tensor *dk, const ln_te
                scale_of(&e, i / e.chosen, e.columns[i] - 1);
     real *to_q = dq != NULL ? (real *)dq->data : NULL;
     real *to_k = k == NULL ? to_q : dk != NULL ? (real *)dk->data : NULL;
-#pragma omp parallel for schedule(static) num_threads(ln_team(count *d))
-    for (int64_t f = 0; f < d; f += FEATURES)
-        spread(&e, to_q, to_k, (const real *)dy->data, s, f, f + FEATURES < d ? f + FEATURES : d);
+    int team = ln_team(count * d);
+    int64_t part = (d + 16 * team - 1) / (16 * team) * 16; /* whole cache lines */
+#pragma omp parallel for schedule(static) num_threads(team)
+    for (int64_t f = 0; f < d; f += part)
+        spread(&e, to_q, to_k, (const real *)dy->data, s, f, f + part < d ? f + part : d);
 fail:
     ln_scratch_release(owned[0]);
     ln_scratch_release(owned[1]);

@@ -198,33 +198,53 @@ static void find_last(const machine *m, int *last) {
         }
 }
 
+/* What has other numbers in every row; a register's rows have their own places. */
+static void find_by_row(const machine *m, bool *by_row) {
+    for (int i = 0; i < m->n_steps; i++) {
+        const machine_step *s = &m->steps[i];
+        by_row[i] =
+            s->op == LN_LINK_PARAMETER && m->parameters[s->operand[0]].kind == LN_PARAMETER_ROW;
+        for (int j = 0; m->place[i] < 0 && j < m->n_operands[i]; j++)
+            by_row[i] |= by_row[s->operand[j]];
+    }
+}
+
 /* Registers are given out in the order of the steps and taken back after their last reader; those
  * of the early steps come first, and stay. */
+static void give_registers(machine *m, const bool *early, const int *last) {
+    int held[MACHINE_STEPS];
+    m->n_registers = 0;
+    for (int i = 0; i < m->n_steps; i++)
+        if (last[i] >= 0 && early[i] && m->place[i] == 0) m->place[i] = m->n_registers++;
+    int kept = m->n_registers;
+    for (int r = 0; r < MACHINE_STEPS; r++) held[r] = -1;
+    for (int i = 0; i < m->n_steps; i++) {
+        if (last[i] < 0 || early[i] || m->place[i] < 0) continue;
+        int r = kept; /* a register is free once its step was last read before this one */
+        while (held[r] >= 0 && last[held[r]] >= i) r++;
+        held[r] = i;
+        m->place[i] = r;
+        if (r >= m->n_registers) m->n_registers = r + 1;
+    }
+}
+
 void REAL(machine_prepare)(machine *m) {
-    int last[MACHINE_STEPS], held[MACHINE_STEPS];
-    bool early[MACHINE_STEPS];
+    int last[MACHINE_STEPS];
+    bool early[MACHINE_STEPS], by_row[MACHINE_STEPS];
     find_early(m, early);
     regroup(m, early);
     find_places(m, early);
     fuse(m, early);
     for (int i = 0; i < m->n_steps; i++) m->n_operands[i] = operands_of(m->steps[i].op);
     find_last(m, last);
-    m->n_registers = m->n_live = m->n_early = 0;
+    find_by_row(m, by_row);
+    give_registers(m, early, last);
+    m->n_live = m->n_early = 0;
+    m->similarity = -1;
     for (int i = 0; i < m->n_steps; i++) {
-        if (last[i] < 0 || !early[i]) continue;
-        m->early[m->n_early++] = i;
-        if (m->place[i] == 0) m->place[i] = m->n_registers++;
-    }
-    int kept = m->n_registers;
-    for (int r = 0; r < MACHINE_STEPS; r++) held[r] = -1;
-    for (int i = 0; i < m->n_steps; i++) {
-        if (last[i] < 0 || early[i]) continue;
-        m->live[m->n_live++] = i;
-        if (m->place[i] < 0) continue;
-        int r = kept; /* a register is free once its step was last read before this one */
-        while (held[r] >= 0 && last[held[r]] >= i) r++;
-        held[r] = i;
-        m->place[i] = r;
-        if (r >= m->n_registers) m->n_registers = r + 1;
+        if (last[i] < 0) continue;
+        if (m->steps[i].op == LN_LINK_S) m->similarity = i;
+        else if (early[i] || (m->place[i] < 0 && !by_row[i])) m->early[m->n_early++] = i;
+        else m->live[m->n_live++] = i;
     }
 }

@@ -16,7 +16,7 @@ typedef LN_REAL real;
 
 enum {
     SEGMENT = 384,
-    REGISTER = 2 * SEGMENT,                  /* elements: so many rows run together as fit it, */
+    REGISTER = 4 * SEGMENT,                  /* elements: so many rows run together as fit it, */
     RUN_ROWS = 8,                            /* but no more than these */
     MACHINE_STEPS = 2 * LN_LINK_STEPS + 128, /* a link in both orientations, and its weights */
     MACHINE_PARAMETERS = 2 * (LN_LINK_PARAMETERS + 4)
@@ -28,11 +28,13 @@ typedef struct {
     real scale, offset;
 } operand;
 
-/* The values of a step in the rows of a run: row r's array lies r * apart elements further. */
-typedef struct {
-    const real *array;
+/* The values of a step in the rows of a run: in row r scale[r] * array[i] + offset[r], where base
+ * has the array; NULL: numbers. What is an array as it is (plain) is its own base. */
+typedef struct run_values {
+    const struct run_values *base;
+    const real *array; /* row r's lies r * apart elements further */
     int64_t apart;
-    bool plain; /* an array, scale 1, offset 0 */
+    bool plain;
     real scale[RUN_ROWS], offset[RUN_ROWS];
 } run_values;
 
@@ -70,9 +72,10 @@ typedef struct {
                                    exp_inside, log_inside, log1p_inside (vector_math.h) */
     machine_parameter parameters[MACHINE_PARAMETERS];
     int outputs[2 * (LN_LINK_PARAMETERS + 1)]; /* steps whose values are wanted */
-    /* Set by prepare: the steps to run once a tile, and once a segment, and where the values of all
+    /* Set by prepare: the steps to run once a tile, and in each run, and where the values of all
      * lie: in a register, or one of the places below. */
     int n_early, early[MACHINE_STEPS], n_live, live[MACHINE_STEPS];
+    int similarity; /* the step that is s; -1: none is read */
     int place[MACHINE_STEPS], n_registers;
     int n_operands[MACHINE_STEPS];
 } machine;
@@ -112,7 +115,8 @@ void REAL(machine_run)(const machine *m, run_values *values, real *registers, re
                        int64_t first_apart, machine_rows rows);
 
 static inline operand machine_operand(const run_values *x, int64_t row) {
-    const real *array = x->array != NULL ? x->array + row * x->apart : NULL;
+    const run_values *base = x->base;
+    const real *array = base != NULL ? base->array + row * base->apart : NULL;
     return (operand){array, x->scale[row], x->offset[row]};
 }
 

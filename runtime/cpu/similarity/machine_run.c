@@ -34,10 +34,10 @@ static inline operand negative(operand x) {
 
 /* y = x op z elementwise; at least one of them is an array. */
 #define BINARY(expression)                                                                         \
-    if (X->array != NULL && Z->array != NULL) {                                                    \
+    if (X->base != NULL && Z->base != NULL) {                                                      \
         LOOPS(operand o = at(X, row); operand p = at(Z, row), real x = VALUE(o);                   \
               real z = VALUE(p); y[i] = (expression))                                              \
-    } else if (X->array != NULL) {                                                                 \
+    } else if (X->base != NULL) {                                                                  \
         LOOPS(operand o = at(X, row); real z = at(Z, row).offset, real x = VALUE(o);               \
               y[i] = (expression))                                                                 \
     } else {                                                                                       \
@@ -74,7 +74,7 @@ static inline operand one_array(operand a, operand b) {
 
 /* y = EXP(a - b), where the offset of both is one number. */
 #define DIFFERENCE(EXP)                                                                            \
-    if (A->array != NULL && B->array != NULL) {                                                    \
+    if (A->base != NULL && B->base != NULL) {                                                      \
         LOOPS(operand a = at(A, row); operand b = at(B, row);                                      \
               real offset = a.offset - b.offset,                                                   \
               y[i] = EXP((a.scale * a.array[i] + offset) - b.scale * b.array[i]))                  \
@@ -181,7 +181,7 @@ OF_PRODUCT(exp_product_difference_times_inside, exp_inside, E *D)
 
 /* The limit b is an array or a number. */
 static void le_divide(const target *to, const run_values *const *x) {
-    if (x[1]->array != NULL) {
+    if (x[1]->base != NULL) {
         LOOPS(operand a = at(x[0], row); operand b = at(x[1], row);
               operand c = at(x[2], row), real u = VALUE(a); real v = VALUE(b);
               y[i] = (u <= v) / VALUE(c))
@@ -239,7 +239,7 @@ static void run_number(int op, int count, real *y, const run_values *const *x) {
     default: break;
     }
     for (int j = 0; j < count; j++) {
-        arrays[j] = (run_values){.array = x[j]->offset, .scale = {1}};
+        arrays[j] = (run_values){.base = &arrays[j], .array = x[j]->offset, .scale = {1}};
         given[j] = &arrays[j];
     }
     const target to = {y, 0, 1, RUN_ROWS};
@@ -257,11 +257,10 @@ static void run_number(int op, int count, real *y, const run_values *const *x) {
     } while (0)
 
 static void view(int op, run_values *restrict v, const run_values *a, const run_values *b) {
-    bool first = a->array != NULL;
+    bool first = a->base != NULL;
     const run_values *restrict x = first ? a : b;
     const real *restrict c = first ? b->offset : a->offset;
-    v->array = x->array;
-    v->apart = x->apart;
+    v->base = x->base;
     v->plain = false;
     switch (op) {
     case LN_LINK_NEG: SCALE_OFFSET(-scale, -offset); break;
@@ -276,6 +275,7 @@ static void view(int op, run_values *restrict v, const run_values *a, const run_
 }
 
 static void plain(run_values *v, const real *array, int64_t apart) {
+    v->base = v;
     v->array = array;
     v->apart = apart;
     v->plain = true;
@@ -284,17 +284,14 @@ static void plain(run_values *v, const real *array, int64_t apart) {
 }
 
 static void numbers(run_values *v) {
-    v->array = NULL;
+    v->base = NULL;
     v->plain = false;
     constant(v->scale, 0);
 }
 
+/* All but s. rows NULL: no row's. */
 static void leaf(const machine *m, const machine_step *s, run_values *v, const machine_rows *rows,
                  int64_t column) {
-    if (s->op == LN_LINK_S) {
-        plain(v, rows->s, rows->s_apart);
-        return;
-    }
     const machine_parameter *p = &m->parameters[s->operand[0]];
     if (s->op == LN_LINK_PARAMETER && p->kind == LN_PARAMETER_COLUMN) {
         plain(v, p->values + column, 0);
@@ -308,6 +305,7 @@ static void leaf(const machine *m, const machine_step *s, run_values *v, const m
             v->offset[r] = p->values[rows->row + (r < rows->rows ? r : 0)];
 }
 
+/* A step; where it takes a loop, its rows go to `to`. */
 static void run_one(const machine *m, int i, run_values *values, const machine_rows *rows,
                     int64_t column, const target *to) {
     const machine_step *s = &m->steps[i];
@@ -322,27 +320,43 @@ static void run_one(const machine *m, int i, run_values *values, const machine_r
         numbers(v);
         run_number(s->op, count, v->offset, x);
         break;
-    default: plain(v, to->first, to->apart); run_step(s->op, count, m->inside[i], to, x);
+    default: run_step(s->op, count, m->inside[i], to, x);
     }
+}
+
+static real *register_of(const machine *m, int i, real *registers) {
+    return registers + (int64_t)m->place[i] * REGISTER;
 }
 
 void REAL(machine_start)(const machine *m, run_values *values, real *registers, int64_t column,
                          int64_t n) {
+    if (m->similarity >= 0) plain(&values[m->similarity], NULL, 0);
+    for (int l = 0; l < m->n_live; l++) {
+        int i = m->live[l];
+        if (m->place[i] >= 0) plain(&values[i], register_of(m, i, registers), n);
+    }
     for (int l = 0; l < m->n_early; l++) {
         int i = m->early[l];
-        target to = {registers + (int64_t)m->place[i] * REGISTER, 0, 1, n};
+        bool loops = m->place[i] >= 0;
+        target to = {loops ? register_of(m, i, registers) : NULL, 0, 1, n};
         run_one(m, i, values, NULL, column, &to);
+        if (loops) plain(&values[i], to.first, 0);
     }
 }
 
 void REAL(machine_run)(const machine *m, run_values *values, real *registers, real *first,
                        int64_t first_apart, machine_rows rows) {
+    if (m->similarity >= 0) {
+        values[m->similarity].array = rows.s;
+        values[m->similarity].apart = rows.s_apart;
+    }
     for (int l = 0; l < m->n_live; l++) {
         int i = m->live[l];
-        target to = {registers + (int64_t)m->place[i] * REGISTER, rows.n, rows.rows, rows.n};
+        target to = {NULL, rows.n, rows.rows, rows.n};
+        if (m->place[i] >= 0) to.first = register_of(m, i, registers);
         if (first != NULL && i == m->outputs[0]) {
-            to.first = first;
-            to.apart = first_apart;
+            values[i].array = to.first = first;
+            values[i].apart = to.apart = first_apart;
         }
         run_one(m, i, values, &rows, 0, &to);
     }

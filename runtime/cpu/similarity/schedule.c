@@ -1,19 +1,33 @@
 /* Runs a pass: pairs of row blocks over the team. Computes nothing itself. Compiled once for each
  * element type and instruction set.
  *
- * Pairs run in rounds in which no two share rows or columns (a tournament for one set of rows, a
- * Latin square for two). Invariant: a block's pairs run in the order of the rounds, so the results
- * do not depend on the size of the team. */
+ * Pairs are taken round by round, and in a round no two share rows or columns (a tournament for one
+ * set of rows, a Latin square for two), so that who takes one seldom waits for its blocks.
+ * Invariant: a block's pairs run in the order of the rounds, so the results do not depend on the
+ * size of the team. */
 #include "schedule.h"
 #include "kept.h"
 
 #include <omp.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <string.h>
+
+/* The pairs of a block: how many were taken, and how many of them are done. */
+typedef struct {
+    int64_t taken;
+    _Atomic int64_t done;
+} turns;
 
 typedef struct {
     const tile_pass *pass;
     kept_blocks blocks; /* square: pairs are unordered */
     char *scratch;      /* scratch_bytes for each thread */
     size_t scratch_bytes;
+    pthread_mutex_t lock; /* of what follows, but for turns.done */
+    int64_t round, at;    /* the next meeting */
+    turns *turns;         /* of the blocks of rows, then of those of columns where not square */
 } schedule;
 
 static void run_blocks(const schedule *s, char *scratch, tile_mode mode, int64_t i, int64_t j) {
@@ -39,10 +53,7 @@ static void meeting(const kept_blocks *b, int64_t round, int64_t at, int64_t *i,
     *j = one < other ? other : one;
 }
 
-static void run_meeting(const schedule *s, int64_t round, int64_t at) {
-    int64_t i, j;
-    meeting(&s->blocks, round, at, &i, &j);
-    if (i >= s->blocks.row_blocks || j >= s->blocks.column_blocks) return;
+static void run_meeting(const schedule *s, int64_t i, int64_t j) {
     char *scratch = s->scratch + (size_t)omp_get_thread_num() * s->scratch_bytes;
     if (s->pass->symmetric && i != j) {
         run_blocks(s, scratch, TILE_MIRRORED, i, j);
@@ -52,18 +63,57 @@ static void run_meeting(const schedule *s, int64_t round, int64_t at) {
     if (s->blocks.square && i != j) run_blocks(s, scratch, TILE_PLAIN, j, i);
 }
 
-static ln_status run_rounds(const schedule *s, int team) {
+/* A meeting that a thread has taken: its blocks, and the pairs of theirs that come before. */
+typedef struct {
+    int64_t i, j, before_i, before_j;
+    turns *of_i, *of_j; /* one where a block meets itself */
+} taken_meeting;
+
+/* The next meeting of blocks that exist; false: there is none. */
+static bool next_meeting(schedule *s, taken_meeting *t) {
     const kept_blocks *b = &s->blocks;
     int64_t blocks = b->row_blocks > b->column_blocks ? b->row_blocks : b->column_blocks;
     int64_t players = b->row_blocks + b->row_blocks % 2;
-    int64_t last = b->square ? players - 1 : blocks;
-    for (int64_t round = b->square ? -1 : 0; round < last; round++) {
-        int64_t meetings = !b->square || round < 0 ? blocks : players / 2;
-        if (ln_interrupted()) return ln_fail(LN_INTERRUPTED, "similarity: interrupted");
-#pragma omp parallel for schedule(dynamic) num_threads(team)
-        for (int64_t at = 0; at < meetings; at++) run_meeting(s, round, at);
+    int64_t rounds = b->square ? players - 1 : blocks;
+    while (s->round < rounds) {
+        meeting(b, s->round, s->at, &t->i, &t->j);
+        if (++s->at == (!b->square || s->round < 0 ? blocks : players / 2)) {
+            s->round++;
+            s->at = 0;
+        }
+        if (t->i < b->row_blocks && t->j < b->column_blocks) return true;
     }
-    return LN_OK;
+    return false;
+}
+
+static bool take(schedule *s, taken_meeting *t) {
+    pthread_mutex_lock(&s->lock);
+    bool any = !ln_interrupted() && next_meeting(s, t);
+    if (any) {
+        t->of_i = &s->turns[t->i];
+        t->of_j = s->blocks.square ? &s->turns[t->j] : &s->turns[s->blocks.row_blocks + t->j];
+        t->before_i = t->of_i->taken++;
+        t->before_j = t->of_j == t->of_i ? t->before_i : t->of_j->taken++;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return any;
+}
+
+/* What is waited for was taken before, so that it is running. */
+static void wait_for(turns *t, int64_t before) {
+    enum { SPINS = 1000 };
+    for (int spins = 0; atomic_load_explicit(&t->done, memory_order_acquire) < before; spins++) {
+        if (spins < SPINS) __builtin_ia32_pause();
+        else sched_yield();
+    }
+}
+
+static void run_taken(const schedule *s, const taken_meeting *t) {
+    wait_for(t->of_i, t->before_i);
+    wait_for(t->of_j, t->before_j);
+    run_meeting(s, t->i, t->j);
+    atomic_fetch_add_explicit(&t->of_i->done, 1, memory_order_release);
+    if (t->of_j != t->of_i) atomic_fetch_add_explicit(&t->of_j->done, 1, memory_order_release);
 }
 
 static void pack_side(const tile_pass *pass, const tile_side *side) {
@@ -73,15 +123,26 @@ static void pack_side(const tile_pass *pass, const tile_side *side) {
 }
 
 static ln_status run_pairs(const tile_pass *pass, bool square) {
-    schedule s = {.pass = pass, .blocks = REAL(kept_blocks_of)(pass, square)};
+    schedule s = {.pass = pass,
+                  .blocks = REAL(kept_blocks_of)(pass, square),
+                  .round = square ? -1 : 0,
+                  .lock = PTHREAD_MUTEX_INITIALIZER};
+    size_t turns_bytes = (size_t)(s.blocks.row_blocks + s.blocks.column_blocks) * sizeof(turns);
     s.scratch_bytes = REAL(tile_scratch_bytes)(pass, s.blocks.rows);
     s.scratch_bytes = (s.scratch_bytes + 4095) / 4096 * 4096;
     int team = ln_team(pass->n * pass->m);
     s.scratch = ln_scratch_new(s.scratch_bytes * (size_t)team, "similarity");
-    if (s.scratch == NULL) return LN_OUT_OF_MEMORY;
-    ln_status status = run_rounds(&s, team);
+    s.turns = ln_scratch_new(turns_bytes, "similarity");
+    if (s.scratch != NULL && s.turns != NULL) {
+        memset(s.turns, 0, turns_bytes);
+#pragma omp parallel num_threads(team)
+        for (taken_meeting t; take(&s, &t);) run_taken(&s, &t);
+    }
+    bool ran = s.scratch != NULL && s.turns != NULL;
+    ln_scratch_release(s.turns);
     ln_scratch_release(s.scratch);
-    return status;
+    if (!ran) return LN_OUT_OF_MEMORY;
+    return ln_interrupted() ? ln_fail(LN_INTERRUPTED, "similarity: interrupted") : LN_OK;
 }
 
 /* Sides that take no more are packed once; of larger ones each pair packs its rows. */
