@@ -126,8 +126,8 @@ function M.engine(name)
 end
 
 --- The most bytes of tiles that a matrix keeps from one pass for the next, after setting them where
---- given: what is kept is not computed again, forward or backward, and gives the same bits. 64 MB
---- unless set; 0 keeps none. Of a matrix of which less than a quarter would fit, none are kept.
+--- given: what is kept is not computed again, forward or backward, and gives the same bits. 144 MB
+--- unless set; 0 keeps none. Of a matrix of which less than half would fit, none are kept.
 ---@param bytes integer|nil
 ---@return integer
 function M.tile_memory(bytes) return tiles.memory(bytes) end

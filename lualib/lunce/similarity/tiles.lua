@@ -10,8 +10,8 @@ local C, raise, call = lib.C, lib.raise, lib.call
 
 local M = {}
 
-local most = 64 * 2 ^ 20 -- bytes
-local WORTH = 4 -- tiles are kept where at least this part of the matrix fits: 1 / WORTH
+local most = 144 * 2 ^ 20 -- bytes: all tiles of 8192 rows with each other
+local WORTH = 2 -- tiles are kept where at least this part of the matrix fits: 1 / WORTH
 
 --- The most bytes of tiles that a matrix keeps, after setting them where given; 0: none.
 ---@param bytes integer|nil

@@ -83,6 +83,13 @@ static bool is_affine(const machine_step *s, const bool *varies, const bool *shi
     }
 }
 
+/* Whether the step is the minimum of an array as it is and a number. */
+static bool is_limit(const machine *m, const machine_step *s, const bool *varies) {
+    int a = s->operand[0], b = s->operand[1];
+    if (s->op != LN_LINK_MIN || varies[a] == varies[b]) return false;
+    return m->place[varies[a] ? a : b] != PLACE_VIEW;
+}
+
 static void find_places(machine *m, const bool *early) {
     bool varies[MACHINE_STEPS], shifted[MACHINE_STEPS] = {false}, output[MACHINE_STEPS] = {false};
     for (int i = 0; i < m->n_outputs; i++) output[m->outputs[i]] = true;
@@ -92,11 +99,17 @@ static void find_places(machine *m, const bool *early) {
         varies[i] = operands == 0 && leaf_varies(m, s);
         for (int j = 0; j < operands; j++) varies[i] |= varies[s->operand[j]];
         m->place[i] = operands == 0 ? PLACE_LEAF : PLACE_NUMBER;
+        m->limited[i] = false;
         if (operands == 0 || !varies[i]) continue;
-        bool view = !output[i] && !early[i] && is_affine(s, varies, shifted);
+        bool limit = is_limit(m, s, varies), affine = is_affine(s, varies, shifted);
+        bool view = !output[i] && !early[i] && (limit || affine);
         m->place[i] = view ? PLACE_VIEW : 0;
+        m->limited[i] = view && limit;
         shifted[i] = view && (s->op == LN_LINK_ADD || s->op == LN_LINK_SUB);
-        for (int j = 0; view && j < operands; j++) shifted[i] |= shifted[s->operand[j]];
+        for (int j = 0; view && j < operands; j++) {
+            shifted[i] |= shifted[s->operand[j]];
+            m->limited[i] |= m->limited[s->operand[j]];
+        }
     }
 }
 
@@ -135,6 +148,13 @@ static machine_step joined(const machine_step *s, const machine_step *first, int
 static bool is_array(const machine *m, int step) {
     if (m->place[step] == PLACE_LEAF) return leaf_varies(m, &m->steps[step]);
     return m->place[step] != PLACE_NUMBER;
+}
+
+static bool takes_limits(const machine *m, const machine_step *s) {
+    bool taken = true; /* but by a divisor */
+    for (int j = 0; j < operands_of(s->op); j++)
+        taken &= !m->limited[s->operand[j]] || (s->op == LE_DIVIDE && j == 2);
+    return taken;
 }
 
 static void count_readers(const machine *m, int *readers) {
@@ -176,10 +196,11 @@ static void fuse(machine *m, const bool *early) {
             if (m->place[first] != 0 || readers[first] != 1 || early[first] != early[i]) continue;
             made = joined(s, &m->steps[first], j);
         }
-        bool arrays = true; /* what takes three operands takes no numbers, but as a limit */
+        bool arrays = true; /* what takes three operands takes no numbers, but as a bound */
         for (int j = 0; made.op >= 0 && j < operands_of(made.op); j++)
             arrays &= is_array(m, made.operand[j]) || (made.op == LE_DIVIDE && j == 1);
-        if (made.op < 0 || (!arrays && operands_of(made.op) > 2)) continue;
+        if (made.op < 0 || (!arrays && operands_of(made.op) > 2) || !takes_limits(m, &made))
+            continue;
         *s = made;
         m->inside[i] |= m->inside[first];
     }

@@ -3,8 +3,9 @@
  *
  * Segments run along the columns, those of a few rows together. What depends on numbers and the
  * columns' parameters alone is computed once a tile; on numbers and the rows' parameters, once a
- * segment, as a number; what is a multiple of an array plus a number is not computed at all, but by
- * the loop that reads it; the rest runs over registers that stay in L1. Invariant: a step's
+ * segment, as a number; what is a multiple of an array, or of its minimum with a number, plus a
+ * number is not computed at all, but by the loop that reads it; the rest runs over registers that
+ * stay in L1. Invariant: a step's
  * operands are numbers, registers written before it, or arrays of at least the segment's length. */
 #ifndef LN_CPU_MACHINE_H
 #define LN_CPU_MACHINE_H
@@ -22,20 +23,21 @@ enum {
     MACHINE_PARAMETERS = 2 * (LN_LINK_PARAMETERS + 4)
 };
 
-/* A value along a segment: scale * array[i] + offset, or (array NULL) the number offset. */
+/* A value along a segment: scale * min(array[i], limit) + offset, or (array NULL) the number
+ * offset. Only machine.limited steps have a limit. */
 typedef struct {
     const real *array;
-    real scale, offset;
+    real scale, offset, limit;
 } operand;
 
-/* The values of a step in the rows of a run: in row r scale[r] * array[i] + offset[r], where base
- * has the array; NULL: numbers. What is an array as it is (plain) is its own base. */
+/* The values of a step in the rows of a run: those of row r from scale[r], limit[r] and offset[r],
+ * where base has the array; NULL: numbers. What is an array as it is (plain) is its own base. */
 typedef struct run_values {
     const struct run_values *base;
     const real *array; /* row r's lies r * apart elements further */
     int64_t apart;
     bool plain;
-    real scale[RUN_ROWS], offset[RUN_ROWS];
+    real scale[RUN_ROWS], offset[RUN_ROWS], limit[RUN_ROWS];
 } run_values;
 
 typedef struct {
@@ -78,6 +80,7 @@ typedef struct {
     int similarity; /* the step that is s; -1: none is read */
     int place[MACHINE_STEPS], n_registers;
     int n_operands[MACHINE_STEPS];
+    bool limited[MACHINE_STEPS]; /* views of a minimum, which some loops take */
 } machine;
 
 enum { PLACE_LEAF = -1, PLACE_NUMBER = -2, PLACE_VIEW = -3 };
@@ -117,7 +120,7 @@ void REAL(machine_run)(const machine *m, run_values *values, real *registers, re
 static inline operand machine_operand(const run_values *x, int64_t row) {
     const run_values *base = x->base;
     const real *array = base != NULL ? base->array + row * base->apart : NULL;
-    return (operand){array, x->scale[row], x->offset[row]};
+    return (operand){array, x->scale[row], x->offset[row], x->limit[row]};
 }
 
 /* Output i in row `row` of the last run: an array (scale 1, offset 0) or a number, valid until the

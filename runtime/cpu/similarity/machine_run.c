@@ -2,6 +2,8 @@
  * Knows no tiles and no reductions. */
 #include "machine.h"
 
+#include <string.h>
+
 #include "cpu/vector_math.h" /* after all other headers: it defines exp */
 
 /* Where a step's rows go. */
@@ -15,7 +17,7 @@ static inline operand at(const run_values *x, int64_t row) {
 }
 
 static inline operand negative(operand x) {
-    return (operand){x.array, -x.scale, -x.offset};
+    return (operand){x.array, -x.scale, -x.offset, x.limit};
 }
 
 /* y[i] of every row: `taken` takes the operands of a row, `element` computes. */
@@ -28,20 +30,21 @@ static inline operand negative(operand x) {
         }                                                                                          \
     }
 #define VALUE(o) (o.scale * o.array[i] + o.offset)
+#define LIMITED(o) (o.scale * (o.limit < o.array[i] ? o.limit : o.array[i]) + o.offset)
 
 #define UNARY(op, expression)                                                                      \
-    case op: LOOPS(operand o = at(X, row), real x = VALUE(o); y[i] = (expression)) break;
+    case op: LOOPS(operand o = at(X, row), real x = LIMITED(o); y[i] = (expression)) break;
 
 /* y = x op z elementwise; at least one of them is an array. */
 #define BINARY(expression)                                                                         \
     if (X->base != NULL && Z->base != NULL) {                                                      \
-        LOOPS(operand o = at(X, row); operand p = at(Z, row), real x = VALUE(o);                   \
-              real z = VALUE(p); y[i] = (expression))                                              \
+        LOOPS(operand o = at(X, row); operand p = at(Z, row), real x = LIMITED(o);                 \
+              real z = LIMITED(p); y[i] = (expression))                                            \
     } else if (X->base != NULL) {                                                                  \
-        LOOPS(operand o = at(X, row); real z = at(Z, row).offset, real x = VALUE(o);               \
+        LOOPS(operand o = at(X, row); real z = at(Z, row).offset, real x = LIMITED(o);             \
               y[i] = (expression))                                                                 \
     } else {                                                                                       \
-        LOOPS(real x = at(X, row).offset; operand p = at(Z, row), real z = VALUE(p);               \
+        LOOPS(real x = at(X, row).offset; operand p = at(Z, row), real z = LIMITED(p);             \
               y[i] = (expression))                                                                 \
     }
 
@@ -68,8 +71,8 @@ static void run_unary(int op, const target *to, const run_values *X) {
 
 /* a - b, of which one is a number. */
 static inline operand one_array(operand a, operand b) {
-    if (b.array == NULL) return (operand){a.array, a.scale, a.offset - b.offset};
-    return (operand){b.array, -b.scale, a.offset - b.offset};
+    if (b.array == NULL) return (operand){a.array, a.scale, a.offset - b.offset, a.limit};
+    return (operand){b.array, -b.scale, a.offset - b.offset, b.limit};
 }
 
 /* y = EXP(a - b), where the offset of both is one number. */
@@ -112,7 +115,7 @@ static void run_binary(int op, const target *to, const run_values *X, const run_
 }
 
 static inline real element(operand o, int64_t i) {
-    return o.array != NULL ? VALUE(o) : o.offset;
+    return o.array != NULL ? LIMITED(o) : o.offset;
 }
 
 static void run_where(const target *to, const run_values *const *x) {
@@ -184,10 +187,10 @@ static void le_divide(const target *to, const run_values *const *x) {
     if (x[1]->base != NULL) {
         LOOPS(operand a = at(x[0], row); operand b = at(x[1], row);
               operand c = at(x[2], row), real u = VALUE(a); real v = VALUE(b);
-              y[i] = (u <= v) / VALUE(c))
+              y[i] = (u <= v) / LIMITED(c))
     } else {
         LOOPS(operand a = at(x[0], row); operand b = at(x[1], row);
-              operand c = at(x[2], row), y[i] = (VALUE(a) <= b.offset) / VALUE(c))
+              operand c = at(x[2], row), y[i] = (VALUE(a) <= b.offset) / LIMITED(c))
     }
 }
 
@@ -239,7 +242,8 @@ static void run_number(int op, int count, real *y, const run_values *const *x) {
     default: break;
     }
     for (int j = 0; j < count; j++) {
-        arrays[j] = (run_values){.base = &arrays[j], .array = x[j]->offset, .scale = {1}};
+        arrays[j] = (run_values){
+            .base = &arrays[j], .array = x[j]->offset, .scale = {1}, .limit = {INFINITY}};
         given[j] = &arrays[j];
     }
     const target to = {y, 0, 1, RUN_ROWS};
@@ -262,7 +266,9 @@ static void view(int op, run_values *restrict v, const run_values *a, const run_
     const real *restrict c = first ? b->offset : a->offset;
     v->base = x->base;
     v->plain = false;
+    memcpy(v->limit, op == LN_LINK_MIN ? c : x->limit, sizeof v->limit);
     switch (op) {
+    case LN_LINK_MIN: SCALE_OFFSET(scale, offset); break;
     case LN_LINK_NEG: SCALE_OFFSET(-scale, -offset); break;
     case LN_LINK_ADD: SCALE_OFFSET(scale, offset + c[r]); break;
     case LN_LINK_SUB:
@@ -281,6 +287,7 @@ static void plain(run_values *v, const real *array, int64_t apart) {
     v->plain = true;
     constant(v->scale, 1);
     constant(v->offset, 0);
+    constant(v->limit, INFINITY);
 }
 
 static void numbers(run_values *v) {

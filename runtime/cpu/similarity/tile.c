@@ -276,7 +276,7 @@ static void backward_job(worker *w, tile_job *job, const machine *m, gradient_or
 
 static void keep_rows(worker *w, tile_job *job, mask_class mask) {
     for (int64_t row = w->r.row0; row < w->r.row1; row++) {
-        operand o = {similarities(w, row), 1, 0};
+        operand o = {similarities(w, row), 1, 0, INFINITY};
         keep(job->keep, row, masked(w, job, o, w->line, -INFINITY, mask, false, row), width(w));
     }
 }
@@ -287,7 +287,7 @@ static void keep_columns(worker *w, tile_job *job, mask_class mask) {
     const real *tile = w->s;
     if (mask == MASK_MIXED) {
         for (int64_t i = 0; i < rows; i++) {
-            operand o = {w->s + i * apart, 1, 0};
+            operand o = {w->s + i * apart, 1, 0, INFINITY};
             masked(w, job, o, w->f + i * TILE_COLUMNS, -INFINITY, mask, true, w->r.row0 + i);
         }
         tile = w->f;
