@@ -55,6 +55,8 @@ local LEAVES = {
   function(s) return s end, function(s) return s end, function(s) return 2 * s end,
   function(_, p) return p[1] end, function(_, p) return p[2] end, function(_, p) return p[3] end,
   function(s, p) return s * p[2] end, function(s, p) return s - p[3] end,
+  function(s, p) return link.min(s, p[2]) end, function(s, p) return 1 - link.min(p[3], s) end,
+  function(s) return 2 * link.min(s, 0.3) + 1 end,
 }
 
 local function masked(S, kinds, labels)
@@ -196,6 +198,30 @@ describe("the engine", function()
     assert.has_error_match(function() y:backward() end, "freed")
   end)
 
+  it("folds what tracing finds constant, by every word", function()
+    local S = similarity.cosine(leaf(6, 3, 1))
+    local one = { "abs", "square", "sqrt", "exp", "expm1", "log", "log1p", "tanh", "sigmoid",
+      "softplus", "relu" }
+    local function same(name, word)
+      local function f(s) return s + word(s - s + 0.6) end
+      local a, b = fused.sum(S, f, {}), dense.sum(S, f, {})
+      assert.is_true((a - b):abs():max():item() <= 1e-5, name)
+    end
+    for _, name in ipairs(one) do
+      same(name, link[name])
+    end
+    for _, name in ipairs{ "min", "max" } do
+      same(name, function(c) return link[name](c, 0.5) + link[name](0.7, c) end)
+    end
+    for _, name in ipairs{ "lt", "le", "gt", "ge", "eq" } do
+      same(name, function(c)
+        return link.where(link[name](c, 0.5), c, 2) - link.where(link[name](0.7, c), 3, c)
+      end)
+    end
+    same("clamp", function(c) return link.clamp(c, 0, 0.5) end)
+    same("operators", function(c) return -c + c * c / 3 - c ^ 2 end)
+  end)
+
   it("finds the same largest entries and tails as a sort", function()
     for _, dtype in ipairs{ "float32", "float64" } do
       local q = lunce.randn(60, 12, { seed = 4 }):to(dtype)
@@ -217,6 +243,30 @@ describe("the engine", function()
       assert.same(dense.count(S):tolist(), fused.count(S):tolist())
     end
   end)
+
+  -- From 2048 rows on tails come from lists, whose entries are spread over bins by their values.
+  for name, rows in pairs{
+    ["in space: even"] = function(n) return lunce.randn(n, 3, { seed = 1 }) end,
+    ["in 64 dimensions: thin"] = function(n) return lunce.randn(n, 64, { seed = 2 }) end,
+    ["each twice: ties"] = function(n)
+      local x = lunce.randn(n / 2, 16, { seed = 3 })
+      return lunce.cat({ x, x }, 1)
+    end,
+    ["around ten centres: a gap"] = function(n)
+      local centres = lunce.randn(10, 16, { seed = 4 })
+      return centres:index_select(1, lunce.randint(1, 10, { n }, { seed = 5 }))
+        + 0.1 * lunce.randn(n, 16, { seed = 6 })
+    end,
+  } do
+    it("finds the tails of many rows, " .. name, function()
+      local S = similarity.cosine(rows(2304)):without_self()
+      local a, b = fused.tail(S, 230), dense.tail(S, 230)
+      for _, statistic in ipairs{ "rho", "beta_hat", "r2", "delta_aic" } do
+        local x, y = a[statistic], b[statistic]
+        assert.is_true((x - y):norm():item() <= 1e-4 * y:norm():item(), statistic)
+      end
+    end)
+  end
 
   it("keeps live memory to the tensors of the call, whatever N x M", function()
     local N = SLOW and 256 or 4096

@@ -36,8 +36,9 @@ end
 local COMPARISON = {
   lt = function(a, b) return a < b end, le = function(a, b) return a <= b end,
   gt = function(a, b) return a > b end, ge = function(a, b) return a >= b end,
+  eq = function(a, b) return a == b end,
 }
-local MIRROR = { lt = "gt", le = "ge", gt = "lt", ge = "le" }
+local MIRROR = { lt = "gt", le = "ge", gt = "lt", ge = "le", eq = "eq" }
 for name, number_form in pairs(COMPARISON) do
   M[name] = function(a, b)
     if type(a) ~= "number" then return a[name](a, b) end

@@ -29,13 +29,16 @@ local function truth(x) return x and 1 or 0 end
 
 local FOLD = {
   ["neg"] = function(x) return -x end, abs = abs, square = function(x) return x * x end,
-  sqrt = math.sqrt, exp = exp, expm1 = function(x) return exp(x) - 1 end, log = log,
+  sqrt = math.sqrt, exp = exp, expm1 = function(x) return exp(x) - 1 end,
+  log = function(x) return log(x) end, -- not a base
   log1p = function(x) return log(1 + x) end, tanh = math.tanh,
   sigmoid = function(x) return 1 / (1 + exp(-x)) end,
   softplus = function(x) return math.max(x, 0) + log(1 + exp(-abs(x))) end,
   add = function(x, y) return x + y end, sub = function(x, y) return x - y end,
   mul = function(x, y) return x * y end, div = function(x, y) return x / y end,
-  pow = function(x, y) return x ^ y end, min = math.min, max = math.max,
+  pow = function(x, y) return x ^ y end,
+  min = function(x, y) return y < x and y or x end,
+  max = function(x, y) return y > x and y or x end,
   lt = function(x, y) return truth(x < y) end, le = function(x, y) return truth(x <= y) end,
   gt = function(x, y) return truth(x > y) end, ge = function(x, y) return truth(x >= y) end,
   eq = function(x, y) return truth(x == y) end,
