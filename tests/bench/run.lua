@@ -91,7 +91,10 @@ local function take_turns(row, sides)
   table.sort(names)
   for i = 1, row.rounds do
     if i > FEWEST and clock() - start > LONGEST then break end
-    for _, side in ipairs(names) do figures[side][i] = sides[side]() end
+    for _, side in ipairs(names) do
+      os.execute "sleep 0.2" -- a side's threads spin for a while after its work
+      figures[side][i] = sides[side]()
+    end
   end
   return figures
 end

@@ -36,17 +36,18 @@ static inline operand negative(operand x) {
     case op: LOOPS(operand o = at(X, row), real x = LIMITED(o); y[i] = (expression)) break;
 
 /* y = x op z elementwise; at least one of them is an array. */
-#define BINARY(expression)                                                                         \
+#define BINARY_OF(READ, expression)                                                                \
     if (X->base != NULL && Z->base != NULL) {                                                      \
-        LOOPS(operand o = at(X, row); operand p = at(Z, row), real x = LIMITED(o);                 \
-              real z = LIMITED(p); y[i] = (expression))                                            \
+        LOOPS(operand o = at(X, row); operand p = at(Z, row), real x = READ(o); real z = READ(p);  \
+              y[i] = (expression))                                                                 \
     } else if (X->base != NULL) {                                                                  \
-        LOOPS(operand o = at(X, row); real z = at(Z, row).offset, real x = LIMITED(o);             \
+        LOOPS(operand o = at(X, row); real z = at(Z, row).offset, real x = READ(o);                \
               y[i] = (expression))                                                                 \
     } else {                                                                                       \
-        LOOPS(real x = at(X, row).offset; operand p = at(Z, row), real z = LIMITED(p);             \
+        LOOPS(real x = at(X, row).offset; operand p = at(Z, row), real z = READ(p);                \
               y[i] = (expression))                                                                 \
     }
+#define BINARY(expression) BINARY_OF(LIMITED, expression)
 
 static void run_unary(int op, const target *to, const run_values *X) {
     switch (op) {
@@ -109,8 +110,8 @@ static void run_binary(int op, const target *to, const run_values *X, const run_
     case LN_LINK_EQ: BINARY(x == z); break;
     case EXP_DIFFERENCE: exp_difference(to, X, Z); break;
     case EXP_DIFFERENCE + INSIDE: exp_difference_inside(to, X, Z); break;
-    case EXP_TIMES: BINARY(exp(x) * z); break;
-    default: BINARY(exp_inside(x) * z); break; /* EXP_TIMES */
+    case EXP_TIMES: BINARY_OF(VALUE, exp(x) * z); break;
+    default: BINARY_OF(VALUE, exp_inside(x) * z); break; /* EXP_TIMES */
     }
 }
 
