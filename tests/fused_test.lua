@@ -222,6 +222,14 @@ describe("the engine", function()
     same("operators", function(c) return -c + c * c / 3 - c ^ 2 end)
   end)
 
+  it("compares for equality", function()
+    local S = similarity.cosine(leaf(40, 3, 1))
+    local function f(s) return link.where(link.eq(link.max(s, 0.25), 0.25), 3, s) end
+    local a, b = fused.sum(S, f, {}), dense.sum(S, f, {})
+    assert.is_true((a - b):abs():max():item() <= 1e-4)
+    assert.is_true(a:max():item() > 60) -- half the entries count as 3
+  end)
+
   it("finds the same largest entries and tails as a sort", function()
     for _, dtype in ipairs{ "float32", "float64" } do
       local q = lunce.randn(60, 12, { seed = 4 }):to(dtype)

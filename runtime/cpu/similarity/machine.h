@@ -3,10 +3,10 @@
  *
  * Segments run along the columns, those of a few rows together. What depends on numbers and the
  * columns' parameters alone is computed once a tile; on numbers and the rows' parameters, once a
- * segment, as a number; what is a multiple of an array, or of its minimum with a number, plus a
- * number is not computed at all, but by the loop that reads it; the rest runs over registers that
- * stay in L1. Invariant: a step's
- * operands are numbers, registers written before it, or arrays of at least the segment's length. */
+ * run, as a number for each of its rows; what is a multiple of an array, or of its minimum with a
+ * number, plus a number is not computed at all, but by the loop that reads it; the rest runs over
+ * registers that stay in L1. Invariant: a step's operands are numbers, registers written before it,
+ * or arrays of at least the segment's length. */
 #ifndef LN_CPU_MACHINE_H
 #define LN_CPU_MACHINE_H
 #include "cpu/kernels.h"
