@@ -222,6 +222,16 @@ describe("the engine", function()
     same("operators", function(c) return -c + c * c / 3 - c ^ 2 end)
   end)
 
+  it("refuses what is neither a tensor nor a number, by every word of two", function()
+    for _, name in ipairs{ "lt", "le", "gt", "ge", "eq", "min", "max" } do
+      for _, pair in ipairs{ { "x", 2 }, { 2, "x" }, { true, 1 } } do
+        assert.has_error_match(function() link[name](pair[1], pair[2]) end,
+          name .. ": a tensor or a number is taken; got ")
+      end
+    end
+    assert.has_error_match(function() link.clamp("x", 0, 1) end, "clamp: a tensor or a number")
+  end)
+
   it("compares for equality", function()
     local S = similarity.cosine(leaf(40, 3, 1))
     local function f(s) return link.where(link.eq(link.max(s, 0.25), 0.25), 3, s) end

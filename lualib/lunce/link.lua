@@ -23,12 +23,16 @@ local UNARY = {
   square = function(x) return x * x end,
   relu = function(x) return math.max(x, 0) end,
 }
+local function check(name, x)
+  if type(x) ~= "number" and type(x) ~= "table" then
+    raise("%s: a tensor or a number is taken; got %s", name, describe(x))
+  end
+end
+
 for name, number_form in pairs(UNARY) do
   M[name] = function(x)
     if type(x) == "number" then return number_form(x) end
-    if type(x) ~= "table" then
-      raise("%s: a tensor or a number is taken; got %s", name, describe(x))
-    end
+    check(name, x)
     return x[name](x)
   end
 end
@@ -41,6 +45,8 @@ local COMPARISON = {
 local MIRROR = { lt = "gt", le = "ge", gt = "lt", ge = "le", eq = "eq" }
 for name, number_form in pairs(COMPARISON) do
   M[name] = function(a, b)
+    check(name, a)
+    check(name, b)
     if type(a) ~= "number" then return a[name](a, b) end
     if type(b) ~= "number" then return b[MIRROR[name]](b, a) end
     return number_form(a, b)
@@ -52,12 +58,15 @@ end
 ---@param lo number|nil
 ---@param hi number|nil
 function M.clamp(x, lo, hi)
+  check("clamp", x)
   if type(x) ~= "number" then return x:clamp(lo or -math.huge, hi or math.huge) end
   return math.min(math.max(x, lo or -math.huge), hi or math.huge)
 end
 
 --- The smaller of two, element by element; a bound that is a number passes no gradient to x.
 function M.min(x, y)
+  check("min", x)
+  check("min", y)
   if type(y) == "number" then return M.clamp(x, nil, y) end
   if type(x) == "number" then return M.clamp(y, nil, x) end
   return x:minimum(y)
@@ -65,6 +74,8 @@ end
 
 --- The larger of two, element by element; a bound that is a number passes no gradient to x.
 function M.max(x, y)
+  check("max", x)
+  check("max", y)
   if type(y) == "number" then return M.clamp(x, y, nil) end
   if type(x) == "number" then return M.clamp(y, x, nil) end
   return x:maximum(y)
