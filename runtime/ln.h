@@ -386,10 +386,16 @@ ln_status ln_link_bounds(double *lows, double *highs, int n_steps, const ln_link
 /* Tiles of a matrix that its passes share. values: contiguous, of q's dtype, on its device, with
  * room for ln_similarity_tiles's elements or for fewer: then only so many tiles are kept. Once a
  * pass has filled it, later passes over the same q and k, unchanged, read it instead of computing
- * the tiles again; the results are the same bits. The caller's. */
+ * the tiles again; the results are the same bits. The caller's.
+ * alone: one forward pass and its backward passes are all that is expected to come. Where the
+ * gradient of what that forward pass reduces needs no more than its weights, these are what it
+ * keeps: then only its own backward passes may be given the tiles until another pass has filled
+ * them with similarities, as any other does. */
+typedef enum { LN_TILES_NOTHING, LN_TILES_SIMILARITIES, LN_TILES_WEIGHTS } ln_tiles_content;
 typedef struct {
     ln_tensor *values;
-    bool filled;
+    int holds; /* ln_tiles_content */
+    bool alone;
 } ln_tiles;
 /* The elements that hold all tiles of the matrix; 0 where the device keeps none. */
 ln_status ln_similarity_tiles(int64_t *elements, const ln_tensor *q, const ln_tensor *k);

@@ -140,6 +140,55 @@ describe("kept tiles", function()
     assert.is_true(same(first, x.grad))
   end)
 
+  -- A pass over the matrix alone keeps its weights instead of the similarities; what comes after
+  -- it, in any order and from the second time on, sees to it that the similarities are kept.
+  it("of one reduction serve others that follow", function()
+    local halves = leaf(N, d, 12)
+    local function half(S) return S:lse(function(s) return s / 0.5 end) end
+    local function quarter(S) return S:lse(function(s) return s / 0.25 end) end
+    local function largest(S) return (S:topk(3)) end
+    local function squares(S) return S:sum(function(s) return s * s end) end
+    local function shortfall(S)
+      S:tail{ k = 20 }
+      return half(S)
+    end
+    local function learned(S)
+      local tau = lunce.tensor({ 0.5 }):requires_grad_()
+      return S:lse(function(s, t) return s / t end, tau)
+    end
+    local function free(S) return lunce.no_grad(quarter, S) + half(S) end
+    for n, order in ipairs{ { half, largest }, { largest, half }, { half, quarter, shortfall },
+      { half, squares, half }, { half, shortfall, largest }, { half, learned }, { half, free } } do
+      local function run()
+        halves.grad = nil
+        local S, y = similarity.cosine(halves:slice(1, 1, N - n)):without_self(), 0
+        for _, fn in ipairs(order) do y = y + fn(S):sum() end
+        y:backward()
+        return { y:detach(), halves.grad }
+      end
+      local expected = with(0, run)
+      for _ = 1, 3 do
+        local results = with(DEFAULT, run)
+        for i = 1, 2 do assert.is_true(same(expected[i], results[i])) end
+      end
+    end
+  end)
+
+  it("of weights are not read by the gradient of another reduction", function()
+    local x = leaf(N - 20, d, 13) -- of which nothing followed a reduction before
+    local function run(bytes)
+      x.grad = nil
+      local S = similarity.cosine(x):without_self()
+      local first = with(0, function() return S:lse(function(s) return s / 0.25 end) end)
+      local second = with(bytes, function() return S:lse(function(s) return s / 0.5 end) end)
+      second:sum():backward{ retain_graph = true }
+      first:sum():backward()
+      second:sum():backward()
+      return x.grad
+    end
+    assert.is_true(same(run(0), run(DEFAULT)))
+  end)
+
   it("are not read when q or k has changed since", function()
     local q, k = leaf(300, d, 6), lunce.randn(200, d, { seed = 7 })
     for _, x in ipairs{ q, k } do

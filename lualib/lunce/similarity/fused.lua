@@ -130,7 +130,7 @@ local plan_rule = autograd.rule("similarity", function(node)
   local dys, ys = cotangents(node)
   call(C.ln_similarity_backward, node[1] and out() or nil, node.k and node[2] and out2() or nil,
     dparameters, dys, ys, node.q.h, node.k and node.k.h, node.cosine, node.n, node.reductions,
-    tiles.of(node.base, node.q, node.k, false))
+    tiles.of_owner(node.base, node.held))
   gradients[1] = node[1] and take() or false
   if node.k then gradients[2] = node[2] and take2() or false end
   for i, p in ipairs(node.parameters) do
@@ -178,7 +178,7 @@ local function run(plan)
   local results = ffi.new("ln_tensor *[?]", #plan)
   local makes = autograd.tape.on and tiles.backward_comes(base)
   call(C.ln_similarity_forward, results, q.h, k and k.h, base.kind == "cosine", #plan, reductions,
-    tiles.of(base, q, k, makes))
+    tiles.of(base, q, k, makes, held))
   for i, entry in ipairs(plan) do tensor.settle(entry.y, results[i - 1]) end
   record_plan(plan, q, k, reductions, held, parameters)
 end

@@ -1,7 +1,7 @@
 -- Tiles of a matrix that its passes share: a forward pass or a tail keeps what the backward pass
 -- and later reductions would compute again, as far as a fixed amount of memory goes. Decides what
 -- is kept and how long; the runtime fills and reads it. Invariant: what is read was computed from q
--- and k as they are.
+-- and k as they are, and weights are read by the backward pass of the reduction they belong to.
 local ffi = require "ffi"
 local lib = require "lunce.ffi"
 local tensor = require "lunce.tensor"
@@ -63,9 +63,17 @@ local function room(base, q, k)
   return move(tensor.take(), births[base])
 end
 
+-- A forward pass may keep its weights, which spare the backward pass its exponentials, where no
+-- other reduction of the matrix follows. Whether one does is taken from matrices of the same size
+-- before: the first time costs a product that would have been shared.
+local followed = {} -- [size] = true
+
+local function size_of(base) return ("%d %d %d"):format(base.N, base.M, base.q.shape[2]) end
+
 ---@class lunce.KeptTiles the tiles of one matrix, and who needs them
 ---@field struct cdata an ln_tiles
 ---@field values lunce.Tensor what holds them
+---@field owner any of weights: what the backward pass that may read them names
 local Kept = {}
 Kept.__index = Kept
 
@@ -80,21 +88,39 @@ function Kept:free()
   if self.users == 0 then self.values:free() end
 end
 
---- What a pass over a matrix takes: an ln_tiles, or nil for none.
+--- What a forward pass over a matrix takes, or an order statistic: an ln_tiles, or nil for none.
 ---@param base lunce.Similarity without masks
 ---@param q lunce.Tensor its rows as the pass takes them; k likewise, or nil
 ---@param makes boolean whether to make room where there are none
+---@param owner any what M.of_owner is to be given for these tiles
 ---@return cdata|nil
-function M.of(base, q, k, makes)
+function M.of(base, q, k, makes, owner)
   local kept = base.tiles
-  if serves(kept, base) then return kept.struct end
+  if serves(kept, base) then
+    local struct = kept.struct
+    if struct.holds == C.LN_TILES_WEIGHTS then followed[size_of(base)] = true end
+    if struct.holds == C.LN_TILES_NOTHING then -- its first pass failed
+      kept.owner, struct.alone = owner, owner ~= nil
+    end
+    return struct
+  end
   if not makes then return nil end
   local values = room(base, q, k)
   if not values then return nil end
-  base.tiles = setmetatable({ values = values, users = 0,
-    struct = ffi.new("ln_tiles", { values = values.h, filled = false }),
+  local alone = owner ~= nil and not followed[size_of(base)]
+  base.tiles = setmetatable({ values = values, users = 0, owner = owner,
+    struct = ffi.new("ln_tiles", { values = values.h, holds = C.LN_TILES_NOTHING, alone = alone }),
     q_version = C.ln_tensor_version(base.q.h), k_version = C.ln_tensor_version(base.k.h) }, Kept)
   return base.tiles.struct
+end
+
+--- What the backward pass of a forward pass takes that was given this owner.
+---@return cdata|nil
+function M.of_owner(base, owner)
+  local kept = base.tiles
+  if not serves(kept, base) then return nil end
+  local theirs = kept.struct.holds == C.LN_TILES_WEIGHTS and kept.owner ~= owner
+  return not theirs and kept.struct or nil
 end
 
 --- Has a node's backward pass read the matrix's tiles. Returns what the node is to own beside its

@@ -9,9 +9,10 @@
 
 void REAL(kept_use)(tile_pass *pass, const ln_tiles *tiles) {
     if (tiles == NULL) return;
+    bool weights = pass->backward && pass->keep_weights;
     pass->kept = (real *)tiles->values->data;
     pass->kept_elements = tiles->values->numel;
-    pass->have_kept = tiles->filled;
+    pass->have_kept = tiles->holds == (weights ? LN_TILES_WEIGHTS : LN_TILES_SIMILARITIES);
 }
 
 kept_blocks REAL(kept_blocks_of)(const tile_pass *pass, bool square) {
@@ -57,10 +58,12 @@ static const real *tile_at(const tile_pass *pass, const kept_blocks *b, int64_t 
                            int64_t row, int64_t column, int64_t *apart) {
     int64_t rows = least(b->rows, pass->n - i * b->rows);
     int64_t columns = least(b->rows, pass->m - j * b->rows);
-    *apart = round_up(least(TILE_COLUMNS, columns - column / TILE_COLUMNS * TILE_COLUMNS),
-                      MICRO_COLUMNS);
-    return REAL(kept_tile)(REAL(kept_pair)(pass, b, i, j), rows, row / TILE_ROWS * TILE_ROWS,
-                           column / TILE_COLUMNS * TILE_COLUMNS, *apart);
+    bool square = b->square && i == j;
+    int64_t height = square ? SQUARE : TILE_ROWS, across = square ? SQUARE : TILE_COLUMNS;
+    int64_t first = column / across * across;
+    *apart = round_up(least(across, columns - first), MICRO_COLUMNS);
+    return REAL(kept_tile)(REAL(kept_pair)(pass, b, i, j), rows, row / height * height, first,
+                           *apart);
 }
 
 /* Rows of the pair (i, j) from `row` on, of its block i. */
@@ -72,6 +75,22 @@ static void copy_pair(const tile_pass *pass, const kept_blocks *b, real *to, int
             const real *tile = tile_at(pass, b, i, j, row + r, c, &apart);
             memcpy(to + r * stride + c, tile + (row + r) % TILE_ROWS * apart,
                    (size_t)least(TILE_COLUMNS, columns - c) * sizeof *to);
+        }
+}
+
+/* The same of the block i with itself, of whose tiles those below the diagonal are the transposes
+ * of those above. */
+static void copy_square(const tile_pass *pass, const kept_blocks *b, real *to, int64_t stride,
+                        int64_t i, int64_t row, int64_t count) {
+    int64_t columns = least(b->rows, pass->n - i * b->rows), apart;
+    for (int64_t r = row; r < row + count; r++, to += stride)
+        for (int64_t c = 0; c < columns; c += SQUARE) {
+            bool below = c + SQUARE <= r;
+            int64_t n = least(SQUARE, columns - c);
+            const real *tile =
+                below ? tile_at(pass, b, i, i, c, r, &apart) : tile_at(pass, b, i, i, r, c, &apart);
+            if (!below) memcpy(to + c, tile + r % SQUARE * apart, (size_t)n * sizeof *to);
+            for (int64_t t = 0; below && t < n; t++) to[c + t] = tile[t * apart + r % SQUARE];
         }
 }
 
@@ -99,8 +118,10 @@ void REAL(kept_rows)(const tile_pass *pass, const kept_blocks *b, real *to, int6
         int64_t i = row / b->rows, from = row % b->rows;
         count = least(row1 - row, b->rows - from);
         for (int64_t j = 0; j < b->column_blocks; j++) {
-            if (b->square && j < i) turn_pair(pass, b, to + j * b->rows, stride, j, i, from, count);
-            else copy_pair(pass, b, to + j * b->rows, stride, i, j, from, count);
+            real *at = to + j * b->rows;
+            if (b->square && j == i) copy_square(pass, b, at, stride, i, from, count);
+            else if (b->square && j < i) turn_pair(pass, b, at, stride, j, i, from, count);
+            else copy_pair(pass, b, at, stride, i, j, from, count);
         }
     }
 }

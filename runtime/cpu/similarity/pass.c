@@ -180,14 +180,22 @@ static void backward_both(machine *m, const tile_job *job, const real *lse, cons
     REAL(machine_prepare)(m);
 }
 
-/* The same where the link's value and the shift are the same for all anchors, with one exponential:
- * exp(f - c) slope (g_i e^(c - lse_i) + g_j e^(c - lse_j)). A parameter has one output. */
-static void backward_shared(machine *m, const tile_job *job, const real *shift, const real *gains) {
+/* The same where the link's value and the shift c are the same for all anchors, with one
+ * exponential: exp(f - c) slope (g_i e^(c - lse_i) + g_j e^(c - lse_j)), or of the two gains the
+ * one of the anchors where they are of that kind alone. The tiles may hold exp(f - c) itself. A
+ * parameter has one output. */
+typedef enum { GAIN_OF_ROWS, GAIN_OF_COLUMNS, GAIN_OF_BOTH } gain_kind;
+static void backward_shared(machine *m, const tile_job *job, const real *gains, gain_kind kind,
+                            bool of_weights) {
     copy_link(m, job, false);
-    int weight = shift != NULL ? weight_step(m, job, LN_PARAMETER_SCALAR, shift) : -1;
-    int row = REAL(machine_parameter)(m, LN_PARAMETER_ROW, gains);
-    int column = REAL(machine_parameter)(m, LN_PARAMETER_COLUMN, gains);
-    int gain = REAL(machine_step)(m, LN_LINK_ADD, row, column);
+    int weight = -1, row = -1, column = -1;
+    if (of_weights) weight = REAL(machine_step)(m, LN_LINK_S, 0, 0);
+    else if (job->reduction->kind == LN_REDUCE_LSE)
+        weight = weight_step(m, job, LN_PARAMETER_SCALAR, job->shift);
+    if (kind != GAIN_OF_COLUMNS) row = REAL(machine_parameter)(m, LN_PARAMETER_ROW, gains);
+    if (kind != GAIN_OF_ROWS) column = REAL(machine_parameter)(m, LN_PARAMETER_COLUMN, gains);
+    int gain = row < 0 ? column : row;
+    if (kind == GAIN_OF_BOTH) gain = REAL(machine_step)(m, LN_LINK_ADD, row, column);
     m->n_outputs = gradient_steps(m, m->outputs, job->reduction, weight, gain);
     REAL(machine_prepare)(m);
 }
@@ -332,11 +340,16 @@ static ln_status backward_job(tile_job *job, arena *a, const tile_pass *pass, co
     real *gains = arena_new(a, (size_t)n * sizeof *gains);
     if (lse == NULL || gains == NULL) return LN_OUT_OF_MEMORY;
     backward_arrays(job, n, (const real *)y->data, g, lse, gains);
-    bool is_lse = r->kind == LN_REDUCE_LSE;
-    backward_machine(&job->straight, job, false, is_lse ? lse : NULL, g);
-    backward_machine(&job->flipped, job, true, is_lse ? lse : NULL, g);
-    if (job->one_link) backward_shared(&job->both, job, is_lse ? job->shift : NULL, gains);
-    else if (job->both_at_once) backward_both(&job->both, job, is_lse ? lse : NULL, g);
+    if (job->one_link) {
+        backward_shared(&job->straight, job, gains, GAIN_OF_ROWS, pass->keep_weights);
+        backward_shared(&job->flipped, job, gains, GAIN_OF_COLUMNS, pass->keep_weights);
+        backward_shared(&job->both, job, gains, GAIN_OF_BOTH, pass->keep_weights);
+    } else {
+        const real *shift = r->kind == LN_REDUCE_LSE ? lse : NULL;
+        backward_machine(&job->straight, job, false, shift, g);
+        backward_machine(&job->flipped, job, true, shift, g);
+        if (job->both_at_once) backward_both(&job->both, job, shift, g);
+    }
     for (int p = 0; p < r->n_parameters; p++) {
         if (r->parameters[p].slope < 0) continue;
         bool column = r->parameters[p].kind == LN_PARAMETER_COLUMN;
@@ -391,6 +404,29 @@ static void store_sums(ln_tensor *out, const tile_job *job) {
     }
 }
 
+/* ---- Tiles kept between passes ---- */
+
+/* Whether the gradient of the job reads the similarity in its weight alone. */
+static bool needs_weights_alone(const tile_job *job) {
+    const ln_reduction *r = job->reduction;
+    if (r->kind != LN_REDUCE_LSE || !job->one_link || !job->even) return false;
+    machine m = {0};
+    bool depends[MACHINE_STEPS];
+    copy_link(&m, job, false);
+    find_dependent(&m, depends);
+    for (int p = 0; p < r->n_parameters; p++)
+        if (r->parameters[p].slope >= 0 && depends[r->parameters[p].slope]) return false;
+    return r->slope >= 0 && !depends[r->slope];
+}
+
+static bool keeps_weights(const tile_pass *pass, const ln_tiles *tiles) {
+    if (tiles == NULL || pass->n_jobs != 1 || !needs_weights_alone(&pass->jobs[0])) return false;
+    if (pass->backward) return tiles->holds == LN_TILES_WEIGHTS;
+    kept_blocks blocks = REAL(kept_blocks_of)(pass, true);
+    return tiles->alone && tiles->holds == LN_TILES_NOTHING &&
+           REAL(kept_elements)(&blocks) <= tiles->values->numel;
+}
+
 ln_status REAL(similarity_tiles)(int64_t *elements, const ln_tensor *q, const ln_tensor *k) {
     tile_pass pass = {.n = q->shape[0], .m = (k != NULL ? k : q)->shape[0], .d = q->shape[1]};
     kept_blocks blocks = REAL(kept_blocks_of)(&pass, k == NULL);
@@ -405,6 +441,7 @@ ln_status REAL(similarity_forward)(outputs out, const ln_tensor *q, const ln_ten
     arena a = {.n = 0};
     tile_pass pass;
     LN_TRY(pass_new(&pass, false, &a, q, k, cosine, n, reductions, shift));
+    pass.keep_weights = keeps_weights(&pass, tiles);
     for (int i = 0; i < n; i++) LN_TRY(forward_job(&pass.jobs[i], &a, &pass));
     LN_TRY(REAL(schedule_run)(&pass, k == NULL, tiles));
     for (int i = 0; i < n; i++) store_sums(out[i], &pass.jobs[i]);
@@ -441,6 +478,7 @@ ln_status REAL(similarity_backward)(ln_tensor *dq, ln_tensor *dk, outputs dparam
     if (dk != NULL) memset(dk->data, 0, (size_t)dk->numel * sizeof(real));
     pass.dq = dq != NULL ? (real *)dq->data : NULL;
     pass.dk = k == NULL ? pass.dq : dk != NULL ? (real *)dk->data : NULL;
+    pass.keep_weights = keeps_weights(&pass, tiles);
     for (int i = 0; i < n; i++) LN_TRY(backward_job(&pass.jobs[i], &a, &pass, y[i], dy[i]));
     LN_TRY(REAL(schedule_run)(&pass, k == NULL, tiles));
     if (cosine && dq != NULL) REAL(unit_backward)(dq, q, pass.q_scale);

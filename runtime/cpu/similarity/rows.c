@@ -192,7 +192,8 @@ static ln_status use_tiles(row_job *job, bool square, ln_tiles *tiles) {
     if (tiles == NULL || tiles->values->numel < REAL(kept_elements)(&job->blocks)) return LN_OK;
     job->pass.symmetric = square;
     ln_status status = LN_OK;
-    if (!tiles->filled) status = REAL(schedule_run)(&job->pass, square, tiles);
+    if (tiles->holds != LN_TILES_SIMILARITIES)
+        status = REAL(schedule_run)(&job->pass, square, tiles);
     REAL(kept_use)(&job->pass, tiles);
     return status;
 }

@@ -55,8 +55,8 @@ static void meeting(const kept_blocks *b, int64_t round, int64_t at, int64_t *i,
 
 static void run_meeting(const schedule *s, int64_t i, int64_t j) {
     char *scratch = s->scratch + (size_t)omp_get_thread_num() * s->scratch_bytes;
-    if (s->pass->symmetric && i != j) {
-        run_blocks(s, scratch, TILE_MIRRORED, i, j);
+    if (s->pass->symmetric) {
+        run_blocks(s, scratch, i == j ? TILE_SQUARE : TILE_MIRRORED, i, j);
         return;
     }
     run_blocks(s, scratch, TILE_PLAIN, i, j);
@@ -163,7 +163,8 @@ ln_status REAL(schedule_run)(const tile_pass *given, bool square, ln_tiles *tile
         if (!square) pack_side(&pass, &pass.k_side);
     }
     ln_status status = run_pairs(&pass, square);
-    if (tiles != NULL && status == LN_OK) tiles->filled = true;
+    if (tiles != NULL && status == LN_OK)
+        tiles->holds = pass.keep_weights ? LN_TILES_WEIGHTS : LN_TILES_SIMILARITIES;
     ln_scratch_release(memory);
     return status;
 }

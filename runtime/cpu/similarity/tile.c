@@ -19,10 +19,9 @@
  * rows with those behind, stride that of the panels. */
 typedef struct {
     int64_t first, count, height, stride;
-    real *rows;     /* (height, d) */
-    real *columns;  /* panels of MICRO_COLUMNS rows: (height / MICRO_COLUMNS, d, MICRO_COLUMNS) */
-    real *panels;   /* panels of MICRO_COLUMNS features: (d / MICRO_COLUMNS, stride, ...) */
-    real *gradient; /* (height, d) */
+    real *rows;    /* (height, d) */
+    real *columns; /* panels of MICRO_COLUMNS rows: (height / MICRO_COLUMNS, d, MICRO_COLUMNS) */
+    real *panels;  /* panels of MICRO_COLUMNS features: (d / MICRO_COLUMNS, stride, ...) */
 } block;
 
 static void pack_rows(block *b, const real *x, const real *scale, int64_t d, int64_t padded) {
@@ -49,11 +48,6 @@ static void pack_panels(block *b, int64_t padded) {
                    MICRO_COLUMNS * sizeof *b->panels);
 }
 
-static void add_gradient(real *dx, const block *b, int64_t d, int64_t padded) {
-    for (int64_t i = 0; i < b->count; i++)
-        for (int64_t k = 0; k < d; k++) dx[(b->first + i) * d + k] += b->gradient[i * padded + k];
-}
-
 /* ---- Jobs ---- */
 
 /* What a thread works on: one tile and the buffers that its jobs share. */
@@ -64,6 +58,8 @@ typedef struct {
     int64_t apart;
     real *own_s, *w; /* tiles of the worker's own, TILE_COLUMNS apart */
     real *f;         /* a tile of link values, for running maxima along the columns */
+    real *made;      /* where a machine's output 0 is to go, as a tile, or NULL */
+    int64_t made_apart;
     real *registers;
     real *line, *line2, *line3; /* (TILE_COLUMNS) */
     bool w_started;
@@ -92,15 +88,15 @@ static void start(worker *w, const machine *m) {
     w->ahead = w->r.row0;
 }
 
-/* results[i]: output i in the row, which comes after the last one asked for since the start.
- * first (NULL: none): the row of a tile of weights that takes output 0, see machine_run. */
-static void run_row(worker *w, const machine *m, operand *results, real *first, int64_t row) {
+/* results[i]: output i in the row, which comes after the last one asked for since the start. */
+static void run_row(worker *w, const machine *m, operand *results, int64_t row) {
     if (row == w->ahead) {
         int64_t rows = machine_rows_of(width(w)), left = w->r.row1 - row;
         w->run_row = row;
         w->ahead += rows < left ? rows : left;
         machine_rows run = {similarities(w, row), w->apart, row, w->ahead - row, width(w)};
-        REAL(machine_run)(m, w->values, w->registers, first, TILE_COLUMNS, run);
+        real *first = w->made != NULL ? w->made + (row - w->r.row0) * w->made_apart : NULL;
+        REAL(machine_run)(m, w->values, w->registers, first, w->made_apart, run);
     }
     for (int i = 0; i < m->n_outputs; i++)
         results[i] = machine_output(m, w->values, i, row - w->run_row);
@@ -163,7 +159,7 @@ static void forward_rows(worker *w, tile_job *job, mask_class mask) {
     start(w, &job->straight);
     for (int64_t row = w->r.row0; row < w->r.row1; row++) {
         operand o;
-        run_row(w, &job->straight, &o, NULL, row);
+        run_row(w, &job->straight, &o, row);
         const real *x = masked(w, job, o, w->line, running ? -INFINITY : 0, mask, false, row);
         if (running) {
             rescale(&job->sum[row], &job->shift[row], max_of(x, n));
@@ -185,7 +181,7 @@ static void forward_columns(worker *w, tile_job *job, bool flipped, mask_class m
     start(w, m);
     for (int64_t row = w->r.row0; row < w->r.row1; row++) {
         operand o;
-        run_row(w, m, &o, NULL, row);
+        run_row(w, m, &o, row);
         const real *x = masked(w, job, o, w->line, running ? -INFINITY : 0, mask, flipped, row);
         if (!running) {
             for (int64_t t = 0; t < n; t++) gathered[t] += x[t];
@@ -216,7 +212,7 @@ static void forward_both(worker *w, tile_job *job, mask_class mask) {
     start(w, &job->both);
     for (int64_t row = w->r.row0; row < w->r.row1; row++) {
         operand o[2];
-        run_row(w, &job->both, o, NULL, row);
+        run_row(w, &job->both, o, row);
         const real *x = masked(w, job, o[0], w->line, 0, mask, false, row), *y = x;
         if (o[1].array != o[0].array) y = masked(w, job, o[1], w->line3, 0, mask, false, row);
         real sum = 0;
@@ -258,11 +254,12 @@ static void backward_job(worker *w, tile_job *job, const machine *m, gradient_or
                          mask_class mask) {
     int64_t n = width(w);
     operand results[2 * (LN_LINK_PARAMETERS + 1)];
+    w->made = !w->w_started && mask == MASK_FULL ? w->w : NULL;
+    w->made_apart = TILE_COLUMNS;
     start(w, m);
     for (int64_t row = w->r.row0; row < w->r.row1; row++) {
         real *to = w->w + (row - w->r.row0) * TILE_COLUMNS;
-        bool direct = !w->w_started && mask == MASK_FULL;
-        run_row(w, m, results, direct ? to : NULL, row);
+        run_row(w, m, results, row);
         const real *x = masked(w, job, results[0], w->line, 0, mask, order == OF_COLUMNS, row);
         if (w->w_started)
             for (int64_t t = 0; t < n; t++) to[t] += x[t];
@@ -352,39 +349,33 @@ static bool tile_is_empty(const tile_pass *pass, tile_mode mode, tile_range r) {
     return true;
 }
 
-/* The products read whole micro-tiles: what lies between the entries and their padding is 0. */
-static void pad_weights(worker *w, int64_t rows, int64_t columns) {
-    int64_t n = width(w), have = w->r.row1 - w->r.row0;
-    for (int64_t i = 0; i < have; i++)
-        memset(w->w + i * TILE_COLUMNS + n, 0, (size_t)(columns - n) * sizeof *w->w);
-    for (int64_t i = have; i < rows; i++)
-        memset(w->w + i * TILE_COLUMNS, 0, (size_t)columns * sizeof *w->w);
-}
-
 static void run_tile(worker *w, real *kept, tile_mode mode, const block *q, const block *k,
                      int64_t padded) {
     const tile_pass *pass = w->pass;
     bool have = kept != NULL && pass->have_kept, keeps = kept != NULL && !have;
-    if (!keeps && tile_is_empty(pass, mode, w->r)) return;
+    bool weighs = keeps && pass->keep_weights;
+    if ((!keeps || weighs) && tile_is_empty(pass, mode, w->r)) return;
     int64_t i = w->r.row0 - q->first, j = w->r.column0 - k->first;
     int64_t rows = round_up(w->r.row1 - w->r.row0, MICRO_ROWS);
     int64_t columns = round_up(width(w), MICRO_COLUMNS);
-    w->apart = kept != NULL ? columns : TILE_COLUMNS;
-    w->s = kept != NULL ? REAL(kept_tile)(kept, q->count, i, j, columns) : w->own_s;
+    real *place = kept != NULL ? REAL(kept_tile)(kept, q->count, i, j, columns) : NULL;
+    w->made = weighs ? place : NULL;
+    w->made_apart = columns;
+    w->apart = place != NULL && !weighs ? columns : TILE_COLUMNS;
+    w->s = place != NULL && !weighs ? place : w->own_s;
     if (!have)
         similarity_product(w->s, w->apart, q->rows + i * padded, k->columns + j * padded, rows,
                            columns, padded);
     w->w_started = false;
     for (int t = 0; t < pass->n_jobs; t++) run_job(w, &pass->jobs[t], mode);
     if (!pass->backward) return;
-    pad_weights(w, rows, columns);
+    int64_t d = pass->d, height = w->r.row1 - w->r.row0;
     if (pass->dq != NULL)
-        gradient_product(q->gradient + i * padded, w->w, TILE_COLUMNS, 1,
-                         k->panels + j * MICRO_COLUMNS, k->stride, rows, width(w), padded);
+        gradient_product(pass->dq + w->r.row0 * d, w->w, TILE_COLUMNS, 1,
+                         k->panels + j * MICRO_COLUMNS, k->stride, height, width(w), d);
     if (pass->dk != NULL)
-        gradient_product(k->gradient + j * padded, w->w, 1, TILE_COLUMNS,
-                         q->panels + i * MICRO_COLUMNS, q->stride, round_up(width(w), MICRO_ROWS),
-                         w->r.row1 - w->r.row0, padded);
+        gradient_product(pass->dk + w->r.column0 * d, w->w, 1, TILE_COLUMNS,
+                         q->panels + i * MICRO_COLUMNS, q->stride, width(w), height, d);
 }
 
 /* What two threads take for blocks of this size, in entries of the matrix: the blocks by
@@ -423,8 +414,8 @@ size_t REAL(tile_scratch_bytes)(const tile_pass *pass, int64_t rows) {
             if (counts[c] > registers) registers = counts[c];
     }
     int64_t lines = (3 * (TILE_ROWS + MICRO_ROWS) + 3) * TILE_COLUMNS + registers * REGISTER;
-    int64_t blocks = pass->q_side.rows != NULL ? 2 : 8;
-    return (size_t)(blocks * block_elements + lines) * sizeof(real) +
+    int64_t layouts = pass->q_side.rows != NULL ? 0 : 6;
+    return (size_t)(layouts * block_elements + lines) * sizeof(real) +
            MACHINE_STEPS * sizeof(run_values);
 }
 
@@ -437,7 +428,6 @@ static real *take(real **next, int64_t n) {
 static void block_new(block *b, const tile_side *side, real **next, int64_t first, int64_t end,
                       int64_t padded) {
     *b = (block){.first = first, .count = end - first, .height = padded_height(end - first)};
-    b->gradient = take(next, b->height * padded);
     if (side->rows != NULL) {
         b->rows = side->rows + first * padded;
         b->columns = side->columns + first * padded;
@@ -519,18 +509,15 @@ void REAL(tile_pair)(const tile_pass *pass, void *scratch, real *kept, tile_mode
     w.line3 = take(&next, TILE_COLUMNS);
     w.registers = next;
     if (pass->q_side.rows == NULL) pack_pair(pass, &q, &k, padded);
-    if (pass->backward) {
-        memset(q.gradient, 0, (size_t)(q.height * padded) * sizeof(real));
-        memset(k.gradient, 0, (size_t)(k.height * padded) * sizeof(real));
-    }
-    for (int64_t j = column0; j < column1; j += TILE_COLUMNS)
-        for (int64_t i = row0; i < row1; i += TILE_ROWS) {
-            w.r = (tile_range){i, i + TILE_ROWS < row1 ? i + TILE_ROWS : row1, j,
-                               j + TILE_COLUMNS < column1 ? j + TILE_COLUMNS : column1};
-            run_tile(&w, kept, mode, &q, &k, padded);
+    bool square = mode == TILE_SQUARE;
+    int64_t height = square ? SQUARE : TILE_ROWS, across = square ? SQUARE : TILE_COLUMNS;
+    for (int64_t j = column0; j < column1; j += across)
+        for (int64_t i = row0; i < row1 && !(square && i > j); i += height) {
+            w.r = (tile_range){i, i + height < row1 ? i + height : row1, j,
+                               j + across < column1 ? j + across : column1};
+            tile_mode of_tile = !square ? mode : i == j ? TILE_PLAIN : TILE_MIRRORED;
+            run_tile(&w, kept, of_tile, &q, &k, padded);
         }
-    if (pass->backward && pass->dq != NULL) add_gradient(pass->dq, &q, pass->d, padded);
-    if (pass->backward && pass->dk != NULL) add_gradient(pass->dk, &k, pass->d, padded);
 }
 
 /* ---- Whole rows ---- */

@@ -50,10 +50,11 @@ typedef struct {
     tile_job *jobs;
     tile_side q_side, k_side;
     /* Room for tiles, kept from one pass to another in the order of the pairs, as far as it goes;
-     * NULL: none. have_kept: an earlier pass has filled it. */
+     * NULL: none. have_kept: an earlier pass has filled it. keep_weights: with the only job's
+     * exp(f - shift), in room for all tiles, instead of the similarities. */
     real *kept;
     int64_t kept_elements;
-    bool have_kept;
+    bool have_kept, keep_weights;
 } tile_pass;
 
 /* Elements that both sides take (one where q is k), and the parts in which they are packed. */
@@ -68,8 +69,9 @@ int64_t REAL(tile_block_rows)(int64_t rows, int64_t d);
 size_t REAL(tile_scratch_bytes)(const tile_pass *pass, int64_t rows);
 
 typedef enum {
-    TILE_PLAIN,   /* every job in its own orientation */
-    TILE_MIRRORED /* symmetric and off the diagonal: the tile also stands for its transpose */
+    TILE_PLAIN,    /* every job in its own orientation */
+    TILE_MIRRORED, /* symmetric and off the diagonal: the tile also stands for its transpose */
+    TILE_SQUARE    /* symmetric, a block with itself: its tiles are of the other two modes */
 } tile_mode;
 /* kept: where the pair's tiles are kept, or NULL. */
 void REAL(tile_pair)(const tile_pass *pass, void *scratch, real *kept, tile_mode mode, int64_t row0,
