@@ -12,27 +12,32 @@ local function views(R, d)
     lunce.randn(R / 2, d, { seed = 2 }):requires_grad_()
 end
 
--- Seconds of forward and backward of each fn(z_i, z_j), the medians of a few steps in turn, so that
--- they meet the same machine.
-local function steps_seconds(fns, R, d)
+local function median(values)
+  table.sort(values)
+  return values[math.ceil(#values / 2)]
+end
+
+-- The median over a few rounds of what `figure` makes of the seconds that a step of each
+-- fn(z_i, z_j) takes, forward and backward: the steps of a round follow each other, so that they
+-- meet the same machine.
+local function over_rounds(fns, R, d, figure)
   local z_i, z_j = views(R, d)
-  local times, medians = {}, {}
+  local figures = {}
   for i = 1, R > 4096 and 3 or 9 do
+    local seconds = {}
     for f, fn in ipairs(fns) do
       local start = progress.clock()
       lunce.scope(function() (fn(z_i, z_j)):backward() end)
-      times[f] = times[f] or {}
-      times[f][i] = progress.clock() - start
+      seconds[f] = progress.clock() - start
     end
+    figures[i] = figure(unpack(seconds))
   end
-  for f, taken in ipairs(times) do
-    table.sort(taken)
-    medians[f] = taken[math.ceil(#taken / 2)]
-  end
-  return unpack(medians)
+  return median(figures)
 end
 
-local function step_seconds(fn, R, d) return (steps_seconds({ fn }, R, d)) end
+local function step_seconds(fn, R, d)
+  return over_rounds({ fn }, R, d, function(seconds) return seconds end)
+end
 
 local function nt_xent(z_i, z_j) return loss.nt_xent(z_i, z_j, { tau = 0.5 }) end
 
@@ -94,8 +99,9 @@ local function link_row(name, fn, of, most)
   return { name = name, unit = "%", better = "less", rounds = 9, target = { most = most },
     sides = function()
       return { lunce = function()
-        local with, without, whole = steps_seconds({ fn, bare, of }, R, d)
-        return 100 * (with - without) / whole
+        return over_rounds({ fn, bare, of }, R, d, function(with, without, whole)
+          return 100 * (with - without) / whole
+        end)
       end }
     end }
 end
