@@ -34,11 +34,26 @@ static void pack_rows(block *b, const real *x, const real *scale, int64_t d, int
     }
 }
 
+/* y = the transpose of MICRO_COLUMNS rows and columns of x, rows `apart` elements apart. */
+static inline void turn_panel(real *y, const real *x, int64_t apart) {
+#ifdef __AVX2__
+    if (sizeof(real) == sizeof(float)) {
+        for (int64_t i = 0; i < MICRO_COLUMNS; i += 8)
+            for (int64_t c = 0; c < MICRO_COLUMNS; c += 8)
+                turn_eight((float *)(y + c * MICRO_COLUMNS + i), MICRO_COLUMNS,
+                           (const float *)(x + i * apart + c), apart);
+        return;
+    }
+#endif
+    for (int64_t i = 0; i < MICRO_COLUMNS; i++)
+        for (int64_t c = 0; c < MICRO_COLUMNS; c++) y[c * MICRO_COLUMNS + i] = x[i * apart + c];
+}
+
 static void pack_columns(block *b, int64_t padded) {
     for (int64_t j = 0; j < b->height; j += MICRO_COLUMNS)
-        for (int64_t i = 0; i < MICRO_COLUMNS; i++)
-            for (int64_t k = 0; k < padded; k++)
-                b->columns[j * padded + k * MICRO_COLUMNS + i] = b->rows[(j + i) * padded + k];
+        for (int64_t k = 0; k < padded; k += MICRO_COLUMNS)
+            turn_panel(b->columns + j * padded + k * MICRO_COLUMNS, b->rows + j * padded + k,
+                       padded);
 }
 
 static void pack_panels(block *b, int64_t padded) {
@@ -399,9 +414,9 @@ int64_t REAL(tile_block_rows)(int64_t rows, int64_t d) {
     return best;
 }
 
-/* Heights cover whole micro-tiles of both kinds, and the last tile's overhang. */
+/* Heights are whole panels, and cover whole micro-tiles of rows. */
 static int64_t padded_height(int64_t rows) {
-    return round_up(rows, MICRO_COLUMNS) + TILE_ROWS;
+    return round_up(rows + MICRO_ROWS, MICRO_COLUMNS);
 }
 
 size_t REAL(tile_scratch_bytes)(const tile_pass *pass, int64_t rows) {
@@ -467,7 +482,7 @@ void REAL(tile_sides)(tile_pass *pass, bool square, real *memory) {
     if (square) pass->k_side = pass->q_side;
 }
 
-enum { PART_ROWS = 2 * TILE_ROWS }; /* whole panels */
+enum { PART_ROWS = TILE_ROWS }; /* whole panels */
 
 int64_t REAL(tile_side_parts)(const tile_side *side) {
     return (side->height + PART_ROWS - 1) / PART_ROWS;
