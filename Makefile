@@ -90,10 +90,18 @@ CUDA_HOME = $(patsubst %/bin/nvcc,%,$(shell command -v $(NVCC)))
 comma := ,
 WARN_CUDA = $(subst $() $(),$(comma),$(filter-out -Wmissing-prototypes,$(WARN)))
 NVCCFLAGS_ALL = -std=c++17 -O3 -lineinfo -Werror all-warnings -Iruntime \
+  -I$(BUILD)/include \
   -Xcompiler -fPIC,-fvisibility=hidden,-fno-exceptions,-fno-threadsafe-statics,$(WARN_CUDA) \
   $(foreach a,$(CUDA_ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) \
   -gencode=arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH)) $(NVCCFLAGS)
 $(BUILD)/runtime/cuda/random.o: NVCCFLAGS_ALL += -fmad=false
+
+# The text of kernels that are compiled at run time, as string literals.
+EPILOGUE = $(BUILD)/include/cuda/epilogue.text
+$(EPILOGUE): runtime/cuda/epilogue.h Makefile
+	@mkdir -p $(@D)
+	sed 's/[\\"]/\\&/g; s/.*/"&\\n"/' $< >$@
+$(BUILD)/runtime/cuda/source.o $(BUILD)/tests/runtime/cuda/source.o: $(EPILOGUE)
 
 $(BUILD)/%.o: %.cu Makefile
 	@mkdir -p $(@D)
@@ -102,18 +110,23 @@ $(BUILD)/%.o: %.cu Makefile
 $(BUILD)/liblunce_cuda.so: $(CUDA_OBJS) $(BUILD)/liblunce.so
 	$(CC) -shared $(LDFLAGS) -Wl,-z,defs,-z,nodelete,--exclude-libs,ALL \
 	  $(RPATH)'$$ORIGIN':$(CUDA_HOME)/lib64 -o $@ $(CUDA_OBJS) -L$(BUILD) -llunce \
-	  -L$(CUDA_HOME)/lib64 -lcudart_static -lcublasLt -lm -ldl -lrt -lpthread
+	  -L$(CUDA_HOME)/lib64 -lcudart_static -lcublasLt -lnvrtc -lm -ldl -lrt -lpthread
 
 # The same sources for the host: kernels as fibres, products by the CPU backend; see
 # tests/cuda-host/. Its tests need no GPU.
 CXX ?= g++
 HOST_OBJS := $(patsubst %.cu,$(BUILD)/tests/%.o,\
-  $(filter-out runtime/cuda/products.cu,$(wildcard runtime/cuda/*.cu))) \
+  $(filter-out %/products.cu %/compile.cu,$(wildcard runtime/cuda/*.cu))) \
   $(patsubst tests/cuda-host/%.cc,$(BUILD)/tests/cuda-host/%.o,\
-  $(filter-out %/check.cc,$(wildcard tests/cuda-host/*.cc)))
+  $(filter-out %/check.cc %/nvrtc.cc,$(wildcard tests/cuda-host/*.cc)))
+WARN_HOST = $(filter-out -Wmissing-prototypes,$(WARN))
+HOST_PARTS = -DLN_PART_ROWS=16 -DLN_PART_COLUMNS=32
 CXXFLAGS_HOST = -std=c++17 -O2 -g -fPIC -fvisibility=hidden -ffp-contract=off \
-  -DLN_MOST_BLOCKS=3 -DLN_SCRATCH_BYTES=40000 \
-  $(filter-out -Wmissing-prototypes,$(WARN)) -Itests/cuda-host -Iruntime -Iruntime/cuda
+  -DLN_MOST_BLOCKS=3 -DLN_SCRATCH_BYTES=40000 -DLN_TILE_EXTENT=72 $(HOST_PARTS) \
+  $(WARN_HOST) -Itests/cuda-host -Iruntime -Iruntime/cuda \
+  -I$(BUILD)/include
+$(BUILD)/tests/cuda-host/compile.o: CXXFLAGS_HOST += \
+  -DCUDA_HOST_CXX='"$(CXX) $(HOST_PARTS) -I$(CURDIR)/tests/cuda-host"'
 
 $(BUILD)/tests/%.o: %.cu Makefile
 	@mkdir -p $(@D)
@@ -125,12 +138,19 @@ $(BUILD)/tests/cuda-host/%.o: tests/cuda-host/%.cc Makefile
 
 $(BUILD)/tests/liblunce_cuda.so: $(HOST_OBJS) $(BUILD)/liblunce.so
 	$(CXX) -shared $(LDFLAGS) -Wl,-z,defs,-z,nodelete $(RPATH)'$$ORIGIN/..' -o $@ $(HOST_OBJS) \
-	  -L$(BUILD) -llunce -lpthread
+	  -L$(BUILD) -llunce -ldl -lpthread
 
 $(BUILD)/tests/cuda-host-check: $(patsubst %,$(BUILD)/tests/cuda-host/%.o,check threads memory)
 	$(CXX) $(LDFLAGS) -o $@ $^ -lpthread
 
-cuda-host: $(BUILD)/tests/liblunce_cuda.so $(BUILD)/tests/cuda-host-check
+# Compiles for devices what the host runs; needs no GPU, but NVRTC.
+$(BUILD)/tests/nvrtc: tests/cuda-host/nvrtc.cc Makefile
+	@mkdir -p $(@D)
+	$(CXX) -std=c++17 -O1 $(WARN_HOST) -I$(CUDA_HOME)/include -o $@ $< -L$(CUDA_HOME)/lib64 -lnvrtc \
+	  -Wl,-rpath,$(CUDA_HOME)/lib64
+
+cuda-host: $(BUILD)/tests/liblunce_cuda.so $(BUILD)/tests/cuda-host-check \
+  $(if $(NVCC),$(BUILD)/tests/nvrtc)
 
 -include $(LIBRARY_OBJS:.o=.d) $(PROGRAM_OBJS:.o=.d) $(CUDA_OBJS:.o=.d) $(HOST_OBJS:.o=.d)
 

@@ -1,89 +1,27 @@
 /* The two passes of the similarity engine: a tile of the matrix at a time, made by a product, from
- * which the sums of its rows and columns and the weights of the gradients are taken. Builds the
- * programs of reductions; computes no similarities. Invariants: an anchor's sums are carried from
- * tile to tile by one thread and taken in a fixed order; a masked entry is never evaluated. */
-#include "machine.h"
+ * which the sums of its rows and columns and the weights of the gradients are taken, by kernels
+ * that are compiled with the link. Of a symmetric matrix the tiles below the diagonal are the
+ * transposes of those above. Builds the steps of reductions; computes no similarities. Invariant:
+ * an anchor's sums are carried from tile to tile in a fixed order. */
+#include "compile.h"
+#include "source.h"
 #include "tile.h"
 
 static const char *const WHAT = "similarity";
 
-/* ---- Sums over a tile ---- */
+/* ---- Totals of all anchors ---- */
 
-/* exp(most) * sum; most stays 0 where no maximum is kept. */
-typedef struct {
-    double most, sum;
-} total;
-
-/* The tile's place in the matrix. */
-typedef struct {
-    int64_t row, rows, column, columns;
-} area;
-
-static __device__ void add(total *to, total t) {
-    if (t.sum == 0) return; /* but not NaN */
-    if (t.most > to->most) {
-        if (to->sum != 0) to->sum *= exp(to->most - t.most);
-        to->most = t.most;
-    }
-    to->sum += t.most == to->most ? t.sum : t.sum * exp(t.most - to->most);
-}
-
-/* exp(v) with a running maximum; -inf adds nothing. */
-template <typename T> static __device__ void add_exp(total *to, T v) {
-    if (v == -INFINITY) return;
-    if (v > to->most) {
-        if (to->sum != 0) to->sum *= exp(to->most - (double)v);
-        to->most = (double)v;
-    }
-    to->sum += v == (T)to->most ? 1 : (double)exp(v - (T)to->most); /* also of infinities */
-}
+typedef epilogue_total total;
 
 static __global__ void totals_kernel(total *totals, int64_t n, double most) {
     for (int64_t i = grid_thread(); i < n; i += grid_threads()) totals[i] = {most, 0};
 }
 
-/* Adds the program's values, or with `running` their exponentials, to the totals of the rows or of
- * the columns of s (rows, columns). A block takes 8 rows by 32 threads each, which read along the
- * row, or 32 columns by 8 threads each: neighbours read what lies together. */
+/* Adds the sums of the parts of a tile, (parts, n), to the totals of n anchors. */
 template <typename T>
-static __global__ void sums_kernel(total *totals, const program *p, masks m, const T *s, area a,
-                                   bool by_column, bool running) {
-    __shared__ total parts[THREADS];
-    int across = by_column ? WARP : THREADS / WARP, lanes = THREADS / across;
-    int mine = by_column ? threadIdx.x % across : threadIdx.x / lanes;
-    int lane = by_column ? threadIdx.x / across : threadIdx.x % lanes;
-    int64_t anchors = by_column ? a.columns : a.rows, others = by_column ? a.rows : a.columns;
-    for (int64_t first = (int64_t)blockIdx.x * across; first < anchors;
-         first += (int64_t)gridDim.x * across) {
-        int64_t anchor = first + mine;
-        total t = {running ? -INFINITY : 0.0, 0};
-        for (int64_t other = lane; anchor < anchors && other < others; other += lanes) {
-            int64_t i = by_column ? other : anchor, j = by_column ? anchor : other;
-            if (!admits(m, a.row + i, a.column + j)) continue;
-            T v = program_run(p, s[i * a.columns + j], a.row + i, a.column + j);
-            if (running) add_exp(&t, v);
-            else t.sum += (double)v;
-        }
-        parts[threadIdx.x] = t;
-        __syncthreads(); /* all parts are there */
-        if (lane == 0 && anchor < anchors) {
-            int step = by_column ? across : 1;
-            total *to = &totals[(by_column ? a.column : a.row) + anchor];
-            for (int l = 0; l < lanes; l++) add(to, parts[threadIdx.x + l * step]);
-        }
-        __syncthreads(); /* they are read */
-    }
-}
-
-/* A thread an entry: w (rows, columns) = or += the program's value; 0 where it is masked. */
-template <typename T>
-static __global__ void weights_kernel(T *w, const program *p, masks m, const T *s, area a,
-                                      bool adds) {
-    for (int64_t i = grid_thread(); i < a.rows * a.columns; i += grid_threads()) {
-        int64_t row = a.row + i / a.columns, column = a.column + i % a.columns;
-        T v = admits(m, row, column) ? program_run(p, s[i], row, column) : 0;
-        w[i] = adds ? w[i] + v : v;
-    }
+static __global__ void parts_kernel(total *totals, const T *sums, int64_t parts, int64_t n) {
+    for (int64_t i = grid_thread(); i < n; i += grid_threads())
+        for (int64_t p = 0; p < parts; p++) totals[i].sum += (double)sums[p * n + i];
 }
 
 /* ---- Results ---- */
@@ -118,43 +56,51 @@ template <typename T> static __global__ void finite_kernel(T *out, const T *y, i
         out[i] = y[i] == -INFINITY ? (T)0 : y[i];
 }
 
+/* dy e^(shift - y), 0 for an anchor without candidates. */
+template <typename T>
+static __global__ void gains_kernel(T *out, const T *y, const T *dy, const T *shift, int64_t n) {
+    for (int64_t i = grid_thread(); i < n; i += grid_threads())
+        out[i] = y[i] == -INFINITY ? (T)0 : dy[i] * exp(shift[i] - y[i]);
+}
+
 /* ---- A pass ---- */
 
-/* What is done with each tile: a program's values summed, or stored as weights. */
+/* What is done with each tile: a step's values summed, or stored as weights. */
 typedef struct {
-    masks m;
-    total *totals; /* NULL: weights */
-    bool by_column, running;
+    epilogue arguments;
+    const compiled *kernel;
+    const compiled *both; /* of sums: for tiles that are mirrored; NULL: the kernel, twice */
 } job;
 
 enum { MOST_JOBS = LN_MAX_REDUCTIONS * (LN_LINK_PARAMETERS + 1) };
 
 typedef struct {
     const ln_tensor *q, *k;
-    bool cosine;
+    bool cosine, symmetric;
     int64_t n, m;
     ln_tensor *dq, *dk;
     int n_jobs, n_held;
-    job jobs[MOST_JOBS];
-    program *made, *programs; /* on the host, and on the device */
-    void *held[MOST_JOBS + LN_MAX_REDUCTIONS];
+    job *jobs;
+    void *held[MOST_JOBS + 2 * LN_MAX_REDUCTIONS];
 } pass;
 
-static ln_status pass_new(pass *p, const ln_tensor *q, const ln_tensor *k, bool cosine, int jobs) {
+static ln_status pass_new(pass *p, const ln_tensor *q, const ln_tensor *k, bool cosine, int n,
+                          const ln_reduction *r, int jobs) {
     *p = {};
     p->q = q;
     p->k = k != NULL ? k : q;
     p->cosine = cosine;
+    p->symmetric = k == NULL;
+    for (int i = 0; i < n; i++) p->symmetric &= !r[i].by_column;
     p->n = p->q->shape[0];
     p->m = p->k->shape[0];
-    p->made = (program *)ln_scratch_new((size_t)jobs * sizeof *p->made, WHAT);
-    return p->made != NULL ? LN_OK : LN_OUT_OF_MEMORY;
+    p->jobs = (job *)ln_scratch_new((size_t)jobs * sizeof *p->jobs, WHAT);
+    return p->jobs != NULL ? LN_OK : LN_OUT_OF_MEMORY;
 }
 
 static void pass_release(pass *p) {
     for (int i = 0; i < p->n_held; i++) cuda_scratch_release(p->held[i]);
-    cuda_scratch_release(p->programs);
-    ln_scratch_release(p->made);
+    ln_scratch_release(p->jobs);
 }
 
 static ln_status hold(pass *p, void **out, size_t bytes) {
@@ -163,45 +109,113 @@ static ln_status hold(pass *p, void **out, size_t bytes) {
     return status;
 }
 
-static ln_status add_job(pass *p, const link_steps *l, int step, const ln_reduction *r) {
-    job *made = &p->jobs[p->n_jobs];
+static ln_status compile_job(const compiled **out, job *j, int kernel, const link_steps *l,
+                             int step, const ln_reduction *r, int dtype) {
+    char *source = NULL;
+    ln_status status = source_new(&source, &j->arguments, kernel, l, step, r, dtype);
+    if (status == LN_OK) status = cuda_compile(out, source, WHAT);
+    ln_scratch_release(source);
+    return status;
+}
+
+static ln_status add_job(pass *p, int kernel, const link_steps *l, int step,
+                         const ln_reduction *r) {
+    job *made = &p->jobs[p->n_jobs++];
     *made = {};
-    made->m = masks_of(r->n_masks, r->masks);
-    return program_new(&p->made[p->n_jobs++], l, step);
+    return compile_job(&made->kernel, made, kernel, l, step, r, p->q->dtype);
 }
 
 static ln_status add_sums(pass *p, const link_steps *l, int step, const ln_reduction *r,
                           bool by_column, bool running) {
     void *totals = NULL;
+    job *made = &p->jobs[p->n_jobs];
     int64_t n = by_column ? p->m : p->n;
     ln_status status;
     LN_TRY(hold(p, &totals, (size_t)n * sizeof(total)));
     LN_TRY(launch(WHAT, totals_kernel, blocks_for(n), THREADS, (total *)totals, n,
                   running ? -INFINITY : 0.0));
-    LN_TRY(add_job(p, l, step, r));
-    p->jobs[p->n_jobs - 1].totals = (total *)totals;
-    p->jobs[p->n_jobs - 1].by_column = by_column;
-    p->jobs[p->n_jobs - 1].running = running;
+    LN_TRY(add_job(p, EPILOGUE_SUMS, l, step, r));
+    if (p->symmetric && !running)
+        LN_TRY(compile_job(&made->both, made, EPILOGUE_BOTH, l, step, r, p->q->dtype));
+    made->arguments.totals = (total *)totals;
+    made->arguments.by_column = by_column;
+    made->arguments.running = running;
 fail:
     return status;
 }
 
-template <typename T> static ln_status run_jobs(const pass *p, const T *s, T *w, area a) {
+/* ---- A tile ---- */
+
+/* Where the tile lies and what it takes; its place in the matrix is in `at`. */
+typedef struct {
+    void *s, *w, *row_sums, *column_sums;
+    bool mirrored;
+    epilogue at;
+} tile;
+
+static ln_status run_kernel(const compiled *kernel, const epilogue *a, int64_t blocks) {
+    unsigned grid = blocks_for(blocks, 1);
+    return cuda_run(kernel, grid, EPILOGUE_THREADS, a, sizeof *a, WHAT);
+}
+
+static ln_status run_sums(const job *j, epilogue a, bool by_column, bool flipped) {
+    a.by_column = by_column;
+    a.flipped = flipped;
+    int64_t blocks = by_column ? ceil_div(a.columns, WARP) : ceil_div(a.rows, THREADS / WARP);
+    return run_kernel(j->kernel, &a, blocks);
+}
+
+template <typename T> static ln_status add_parts(const epilogue *a) {
+    int64_t across = ceil_div(a->columns, PART_COLUMNS), down = ceil_div(a->rows, PART_ROWS);
+    ln_status status;
+    LN_TRY(launch(WHAT, parts_kernel<T>, blocks_for(a->rows), THREADS, a->totals + a->row,
+                  (const T *)a->row_sums, across, (int64_t)a->rows));
+    status = launch(WHAT, parts_kernel<T>, blocks_for(a->columns), THREADS, a->totals + a->column,
+                    (const T *)a->column_sums, down, (int64_t)a->columns);
+fail:
+    return status;
+}
+
+/* Of a mirrored tile: what rows sum of the tile, and what columns sum of its transpose; where the
+ * anchors are columns, the other way round. */
+static ln_status run_both(const pass *p, const job *j, epilogue a) {
+    ln_status status;
+    if (j->both == NULL) {
+        LN_TRY(run_sums(j, a, false, a.by_column));
+        return run_sums(j, a, true, !a.by_column);
+    }
+    a.flipped = a.by_column;
+    LN_TRY(
+        run_kernel(j->both, &a, ceil_div(a.columns, PART_COLUMNS) * ceil_div(a.rows, PART_ROWS)));
+    status = p->q->dtype == LN_FLOAT64 ? add_parts<double>(&a) : add_parts<float>(&a);
+fail:
+    return status;
+}
+
+static ln_status run_jobs(const pass *p, const tile *t) {
     bool adds = false;
     ln_status status = LN_OK;
     for (int i = 0; i < p->n_jobs; i++) {
-        const job &j = p->jobs[i];
-        const program *code = p->programs + i;
-        if (j.totals != NULL) {
-            unsigned blocks =
-                j.by_column ? blocks_for(a.columns, WARP) : blocks_for(a.rows, THREADS / WARP);
-            LN_TRY(launch(WHAT, sums_kernel<T>, blocks, THREADS, j.totals, code, j.m, s, a,
-                          j.by_column, j.running));
-            continue;
+        const job *j = &p->jobs[i];
+        epilogue a = j->arguments;
+        a.row = t->at.row;
+        a.rows = t->at.rows;
+        a.column = t->at.column;
+        a.columns = t->at.columns;
+        a.s = t->s;
+        a.w = t->w;
+        a.row_sums = t->row_sums;
+        a.column_sums = t->column_sums;
+        a.mirrored = t->mirrored;
+        a.adds = adds;
+        if (a.totals == NULL) {
+            LN_TRY(run_kernel(j->kernel, &a, ceil_div(a.rows * a.columns, EPILOGUE_THREADS)));
+            adds = true;
+        } else if (t->mirrored) {
+            LN_TRY(run_both(p, j, a));
+        } else {
+            LN_TRY(run_sums(j, a, a.by_column, false));
         }
-        LN_TRY(launch(WHAT, weights_kernel<T>, blocks_for(a.rows * a.columns), THREADS, w, code,
-                      j.m, s, a, adds));
-        adds = true;
     }
 fail:
     return status;
@@ -209,52 +223,66 @@ fail:
 
 /* Two tiles, of similarities and of weights, take up to half of the scratch. */
 static int64_t tile_extent(int64_t size) {
+#ifdef LN_TILE_EXTENT
+    return LN_TILE_EXTENT;
+#endif
     int64_t extent = 32;
     while (16 * extent * extent * size <= SCRATCH) extent *= 2;
     return extent;
 }
 
-static ln_status run_tile(const pass *p, void *s, void *w, const side *q, const side *k) {
-    area a = {q->first, q->count, k->first, k->count};
+static ln_status run_tile(const pass *p, tile *t, const side *q, const side *k) {
     ln_status status;
-    LN_TRY(tile_product(s, a.columns, q, k));
-    if (p->q->dtype == LN_FLOAT64) LN_TRY(run_jobs(p, (const double *)s, (double *)w, a));
-    else LN_TRY(run_jobs(p, (const float *)s, (float *)w, a));
-    if (p->dq != NULL) LN_TRY(tile_gradient(p->dq, w, false, q, k));
-    if (p->dk != NULL) LN_TRY(tile_gradient(p->dk, w, true, k, q));
+    t->at.row = q->first;
+    t->at.rows = q->count;
+    t->at.column = k->first;
+    t->at.columns = k->count;
+    t->mirrored = p->symmetric && k->first != q->first;
+    LN_TRY(tile_product(t->s, k->count, q, k));
+    LN_TRY(run_jobs(p, t));
+    if (p->dq != NULL) LN_TRY(tile_gradient(p->dq, t->w, false, q, k));
+    if (p->dk != NULL) LN_TRY(tile_gradient(p->dk, t->w, true, k, q));
 fail:
     return status;
 }
 
-static ln_status run_tiles(const pass *p, side *q, side *k) {
-    void *s = NULL, *w = NULL;
-    size_t bytes = (size_t)(q->most * k->most) * ln_dtype_size(p->q->dtype);
+static ln_status tile_new(pass *p, tile *t, const side *q, const side *k) {
+    size_t size = ln_dtype_size(p->q->dtype), bytes = (size_t)(q->most * k->most) * size;
+    size_t row_sums = (size_t)(q->most * ceil_div(k->most, PART_COLUMNS)) * size;
+    size_t column_sums = (size_t)(k->most * ceil_div(q->most, PART_ROWS)) * size;
     ln_status status;
-    LN_TRY(cuda_scratch(&s, bytes, WHAT));
-    if (p->dq != NULL || p->dk != NULL) LN_TRY(cuda_scratch(&w, bytes, WHAT));
+    *t = {};
+    LN_TRY(hold(p, &t->s, bytes));
+    if (p->dq != NULL || p->dk != NULL) LN_TRY(hold(p, &t->w, bytes));
+    if (!p->symmetric) return LN_OK;
+    LN_TRY(hold(p, &t->row_sums, row_sums));
+    LN_TRY(hold(p, &t->column_sums, column_sums));
+fail:
+    return status;
+}
+
+static ln_status run_tiles(pass *p, side *q, side *k) {
+    tile t;
+    ln_status status;
+    LN_TRY(tile_new(p, &t, q, k));
     for (int64_t row = 0; row < p->n; row += q->count) {
         LN_TRY(side_take(q, row));
-        for (int64_t column = 0; column < p->m; column += k->count) {
+        for (int64_t column = p->symmetric ? row : 0; column < p->m; column += k->count) {
             LN_TRY(side_take(k, column));
-            LN_TRY(run_tile(p, s, w, q, k));
+            LN_TRY(run_tile(p, &t, q, k));
         }
     }
     if (p->dq != NULL) LN_TRY(side_backward(p->dq, q));
     if (p->dk != NULL && p->dk != p->dq) LN_TRY(side_backward(p->dk, k));
 fail:
-    cuda_scratch_release(s);
-    cuda_scratch_release(w);
     return status;
 }
 
 static ln_status run_pass(pass *p) {
     int64_t extent = tile_extent((int64_t)ln_dtype_size(p->q->dtype));
-    size_t bytes = (size_t)p->n_jobs * sizeof *p->made;
     side q = {}, k = {};
     ln_status status = LN_OK;
     if (p->n == 0 || p->m == 0 || p->n_jobs == 0) return LN_OK;
-    LN_TRY(cuda_scratch((void **)&p->programs, bytes, WHAT));
-    LN_TRY(ln_transfer(p->programs, ln_device(p->q), p->made, LN_CPU, bytes));
     LN_TRY(side_new(&q, p->q, p->cosine, extent));
     LN_TRY(side_new(&k, p->k, p->cosine, extent));
     status = run_tiles(p, &q, &k);
@@ -270,9 +298,18 @@ static int anchor_kind(const ln_reduction *r) {
     return r->by_column ? LN_PARAMETER_COLUMN : LN_PARAMETER_ROW;
 }
 
-/* exp(f - shift) of the anchor. */
-static int weight_step(link_steps *l, const ln_reduction *r, const ln_tensor *shift) {
-    int c = link_parameter(l, anchor_kind(r), shift);
+/* Whether the link and its shift, which lies above all its values, are the same for all anchors:
+ * then one exponential serves an entry and its mirror image. */
+static bool one_link(const pass *p, const ln_reduction *r, const ln_tensor *shift) {
+    if (!p->symmetric || (r->kind == LN_REDUCE_LSE && shift == NULL)) return false;
+    for (int i = 0; i < r->n_parameters; i++)
+        if (r->parameters[i].kind != LN_PARAMETER_SCALAR) return false;
+    return true;
+}
+
+/* exp(f - shift) of the anchor, or of all. */
+static int weight_step(link_steps *l, const ln_reduction *r, int kind, const void *shift) {
+    int c = link_parameter(l, kind, shift);
     return link_step(l, LN_LINK_EXP, link_step(l, LN_LINK_SUB, r->value, c), 0);
 }
 
@@ -283,7 +320,7 @@ static ln_status store_result(ln_tensor *out, const job &j, const ln_reduction *
     const T *c = is_lse && shift != NULL ? (const T *)shift->data : NULL;
     if (out->numel == 0) return LN_OK;
     return launch(WHAT, results_kernel<T>, blocks_for(out->numel), THREADS, (T *)out->data,
-                  j.totals, c, out->numel, is_lse);
+                  j.arguments.totals, c, out->numel, is_lse);
 }
 
 /* The device computes a tile faster than it would read it. */
@@ -298,12 +335,13 @@ ln_status CUDA(similarity_forward)(ln_tensor *const *out, const ln_tensor *q, co
     pass p = {};
     ln_status status;
     LN_TRY(cuda_enter(q, WHAT));
-    LN_TRY(pass_new(&p, q, k, cosine, n));
+    LN_TRY(pass_new(&p, q, k, cosine, n, reductions, n));
     for (int i = 0; i < n; i++) {
         const ln_reduction *r = &reductions[i];
         link_steps l = link_steps_of(r);
         bool is_lse = r->kind == LN_REDUCE_LSE, fixed = shift[i] != NULL;
-        int step = is_lse && fixed ? weight_step(&l, r, shift[i]) : r->value;
+        int kind = one_link(&p, r, shift[i]) ? LN_PARAMETER_SCALAR : anchor_kind(r);
+        int step = is_lse && fixed ? weight_step(&l, r, kind, shift[i]->data) : r->value;
         LN_TRY(add_sums(&p, &l, step, r, r->by_column, is_lse && !fixed));
     }
     LN_TRY(run_pass(&p));
@@ -319,31 +357,51 @@ fail:
 
 /* ---- Backward ---- */
 
-template <typename T> static ln_status make_finite(void *out, const ln_tensor *y) {
-    return launch(WHAT, finite_kernel<T>, blocks_for(y->numel), THREADS, (T *)out,
-                  (const T *)y->data, y->numel);
+template <typename T>
+static ln_status make_values(void *out, const ln_tensor *y, const ln_tensor *dy,
+                             const ln_tensor *shift, bool gains) {
+    unsigned blocks = blocks_for(y->numel);
+    if (!gains)
+        return launch(WHAT, finite_kernel<T>, blocks, THREADS, (T *)out, (const T *)y->data,
+                      y->numel);
+    return launch(WHAT, gains_kernel<T>, blocks, THREADS, (T *)out, (const T *)y->data,
+                  (const T *)dy->data, (const T *)shift->data, y->numel);
+}
+
+/* The factor of the slopes of a log-sum-exp: dy exp(f - y), or with one exponential for an entry
+ * and its mirror image exp(f - shift) (dy e^(shift - y)). */
+static ln_status lse_gain(int *step, pass *p, link_steps *l, const ln_reduction *r,
+                          const ln_tensor *y, const ln_tensor *dy, const ln_tensor *shift) {
+    bool one = one_link(p, r, shift);
+    void *values = NULL;
+    ln_status status;
+    LN_TRY(hold(p, &values, (size_t)y->numel * ln_dtype_size(y->dtype)));
+    if (y->dtype == LN_FLOAT64) LN_TRY(make_values<double>(values, y, dy, shift, one));
+    else LN_TRY(make_values<float>(values, y, dy, shift, one));
+    if (one) {
+        int weight = weight_step(l, r, LN_PARAMETER_SCALAR, shift->data);
+        *step = link_step(l, LN_LINK_MUL, weight, link_parameter(l, anchor_kind(r), values));
+    } else {
+        int weight = weight_step(l, r, anchor_kind(r), values);
+        *step = link_step(l, LN_LINK_MUL, weight, link_parameter(l, anchor_kind(r), dy->data));
+    }
+fail:
+    return status;
 }
 
 /* The jobs of one reduction: the weights where a gradient of rows is wanted, then the sums for each
- * wanted parameter; each is dy (exp(f - y) of a log-sum-exp) slope. */
+ * wanted parameter; each is a gain times a slope. */
 static ln_status add_backward(pass *p, const ln_reduction *r, const ln_tensor *y,
-                              const ln_tensor *dy) {
+                              const ln_tensor *dy, const ln_tensor *shift) {
     link_steps l = link_steps_of(r);
-    ln_tensor finite = *y;
-    void *values = NULL;
+    int gain;
     ln_status status = LN_OK;
-    int gain = link_parameter(&l, anchor_kind(r), dy);
-    if (r->kind == LN_REDUCE_LSE && y->numel > 0) {
-        LN_TRY(hold(p, &values, (size_t)y->numel * ln_dtype_size(y->dtype)));
-        status =
-            y->dtype == LN_FLOAT64 ? make_finite<double>(values, y) : make_finite<float>(values, y);
-        if (status != LN_OK) return status;
-        finite.data = (char *)values;
-        gain = link_step(&l, LN_LINK_MUL, weight_step(&l, r, &finite), gain);
-    }
+    if (r->kind == LN_REDUCE_LSE && y->numel > 0) LN_TRY(lse_gain(&gain, p, &l, r, y, dy, shift));
+    else gain = link_parameter(&l, anchor_kind(r), dy->data);
     if (p->dq != NULL || p->dk != NULL) {
         link_steps own = l;
-        LN_TRY(add_job(p, &own, link_step(&own, LN_LINK_MUL, gain, r->slope), r));
+        int step = link_step(&own, LN_LINK_MUL, gain, r->slope);
+        LN_TRY(add_job(p, EPILOGUE_WEIGHTS, &own, step, r));
     }
     for (int i = 0; i < r->n_parameters; i++) {
         if (r->parameters[i].slope < 0) continue;
@@ -358,10 +416,11 @@ fail:
 template <typename T>
 static ln_status store_parameter(ln_tensor *dp, const job &j, int kind, int64_t rows) {
     T *to = (T *)dp->data;
+    const total *totals = j.arguments.totals;
     if (kind == LN_PARAMETER_SCALAR)
-        return launch(WHAT, whole_kernel<T>, 1, THREADS, to, j.totals, rows);
+        return launch(WHAT, whole_kernel<T>, 1, THREADS, to, totals, rows);
     if (dp->numel == 0) return LN_OK;
-    return launch(WHAT, results_kernel<T>, blocks_for(dp->numel), THREADS, to, j.totals,
+    return launch(WHAT, results_kernel<T>, blocks_for(dp->numel), THREADS, to, totals,
                   (const T *)NULL, dp->numel, false);
 }
 
@@ -393,15 +452,15 @@ static ln_status clear(ln_tensor *t) {
 ln_status CUDA(similarity_backward)(ln_tensor *dq, ln_tensor *dk, ln_tensor *const *dparameters,
                                     const ln_tensor *const *dy, const ln_tensor *const *y,
                                     const ln_tensor *q, const ln_tensor *k, bool cosine, int n,
-                                    const ln_reduction *reductions, const ln_tensor *const *,
+                                    const ln_reduction *reductions, const ln_tensor *const *shift,
                                     ln_tiles *) {
     pass p = {};
     ln_status status;
     LN_TRY(cuda_enter(q, WHAT));
-    LN_TRY(pass_new(&p, q, k, cosine, n * (LN_LINK_PARAMETERS + 1)));
+    LN_TRY(pass_new(&p, q, k, cosine, n, reductions, n * (LN_LINK_PARAMETERS + 1)));
     p.dq = dq;
     p.dk = k == NULL ? dq : dk;
-    for (int i = 0; i < n; i++) LN_TRY(add_backward(&p, &reductions[i], y[i], dy[i]));
+    for (int i = 0; i < n; i++) LN_TRY(add_backward(&p, &reductions[i], y[i], dy[i], shift[i]));
     LN_TRY(clear(dq));
     LN_TRY(clear(dk));
     LN_TRY(run_pass(&p));

@@ -1,35 +1,17 @@
 /* CUDA's runtime as far as runtime/cuda/ uses it, on the host: the same sources compile as C++ and
  * their kernels run there, a block at a time, its threads as fibres. Holds declarations and the
- * typed launch. Invariants: whatever a real device would refuse or lose is refused or lost here,
- * and more: accesses one past a block of memory, barriers that not all threads reach, and device
- * memory that host code touches. See threads.cc and memory.cc. */
+ * typed launch; what kernels use is in device.h. Invariants: whatever a real device would refuse or
+ * lose is refused or lost here, and more: accesses one past a block of memory, barriers that not
+ * all threads reach, and device memory that host code touches. See threads.cc and memory.cc. */
 #ifndef LN_CUDA_HOST_RUNTIME_H
 #define LN_CUDA_HOST_RUNTIME_H
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#define __global__
-#define __device__
-#define __host__
-#define __shared__ static /* blocks run one after another */
-#define __launch_bounds__(...)
+#include "device.h"
 
 #define CUDART_VERSION 13000
-
-typedef struct {
-    unsigned x, y, z;
-} uint3;
-
-struct dim3 {
-    unsigned x, y, z;
-    constexpr dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {
-    }
-};
-
-/* Of the fibre that runs. */
-extern uint3 threadIdx, blockIdx;
-extern dim3 blockDim, gridDim;
 
 /* ---- Errors, with CUDA's numbers ---- */
 
@@ -125,52 +107,6 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(
     auto thread = [&] { kernel(Parameters(arguments)...); };
     return cuda_host_launch(
         config, [](void *context) { (*(decltype(thread) *)context)(); }, &thread);
-}
-
-/* ---- What threads of a block do together ---- */
-
-void __syncthreads(void);
-void __syncwarp(unsigned mask = 0xffffffffu);
-
-/* Gives the 8 bytes that each lane of the mask brings to the others: those of lane `from`. */
-uint64_t cuda_host_exchange(unsigned mask, uint64_t bits, int from);
-int cuda_host_lane(void);
-
-template <typename T> T cuda_host_shuffle(unsigned mask, T value, int from) {
-    static_assert(sizeof(T) <= sizeof(uint64_t), "shuffles move up to 8 bytes");
-    uint64_t bits = 0;
-    __builtin_memcpy(&bits, &value, sizeof value);
-    bits = cuda_host_exchange(mask, bits, from);
-    __builtin_memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-template <typename T> T __shfl_sync(unsigned mask, T value, int from) {
-    return cuda_host_shuffle(mask, value, from);
-}
-
-template <typename T> T __shfl_xor_sync(unsigned mask, T value, int distance) {
-    return cuda_host_shuffle(mask, value, cuda_host_lane() ^ distance);
-}
-
-/* Lanes past the warp's end keep their own value. */
-template <typename T> T __shfl_down_sync(unsigned mask, T value, int distance) {
-    int from = cuda_host_lane() + distance;
-    return cuda_host_shuffle(mask, value, from < 32 ? from : cuda_host_lane());
-}
-
-template <typename T> T __shfl_up_sync(unsigned mask, T value, int distance) {
-    int from = cuda_host_lane() - distance;
-    return cuda_host_shuffle(mask, value, from >= 0 ? from : cuda_host_lane());
-}
-
-unsigned __ballot_sync(unsigned mask, int vote);
-
-/* One fibre runs at a time, so nothing comes between. */
-template <typename T> T atomicMin(T *p, T value) {
-    T old = *p;
-    if (value < old) *p = value;
-    return old;
 }
 
 #endif

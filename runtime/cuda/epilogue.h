@@ -1,0 +1,192 @@
+/* What is done with a tile of similarities, by kernels that are compiled at run time with the link
+ * of a loss: this file is their text, and for the host the layout of their arguments. It includes
+ * nothing. Invariants: an anchor's sums are taken in a fixed order; what the masks leave out is
+ * computed, but never used.
+ *
+ * LN_EPILOGUE is the kind of kernel that the text is compiled to; then `real`, MATH(name) for its
+ * functions and INFINITY are defined before it, link() and admitted() after it. */
+#ifndef LN_CUDA_EPILOGUE_H
+#define LN_CUDA_EPILOGUE_H
+
+enum {
+    EPILOGUE_THREADS = 256, /* a block, of every kind */
+    EPILOGUE_NUMBERS = 272, /* those of a link, and what a pass adds */
+    EPILOGUE_PARAMETERS = 24,
+    EPILOGUE_MASKS = 8
+};
+
+#define EPILOGUE_SUMS 1    /* of rows or columns, with running maxima if wanted */
+#define EPILOGUE_BOTH 2    /* of the rows, and of the columns as the transposed matrix has them */
+#define EPILOGUE_WEIGHTS 3 /* the values themselves */
+
+/* exp(most) * sum; most stays 0 where no maximum is kept. */
+typedef struct {
+    double most, sum;
+} epilogue_total;
+
+typedef struct {
+    const void *parameters[EPILOGUE_PARAMETERS]; /* of the link's rows, columns or all */
+    double numbers[EPILOGUE_NUMBERS];
+    struct {
+        const long long *row, *column;
+    } masks[EPILOGUE_MASKS];
+    long long row, rows, column, columns; /* the tile's place in the matrix */
+    const void *s;                        /* the tile (rows, columns) */
+    void *w;                              /* WEIGHTS: (rows, columns) */
+    epilogue_total *totals;               /* SUMS: of all anchors of the matrix */
+    void *row_sums, *column_sums;         /* BOTH: see both_sums */
+    int by_column, running;               /* SUMS: anchors are columns; a log-sum-exp */
+    int flipped;  /* SUMS: of the transposed matrix's entries. BOTH: its columns' sums are ours */
+    int mirrored; /* WEIGHTS: with those of the transposed matrix */
+    int adds;     /* WEIGHTS: to what w has */
+} epilogue;
+
+/* BOTH: a block's part of the tile, which the tests' build shrinks. Rows and columns have a sum in
+ * each part. */
+#ifndef LN_PART_ROWS
+#define LN_PART_ROWS 128
+#define LN_PART_COLUMNS 256
+#endif
+enum { PART_ROWS = LN_PART_ROWS, PART_COLUMNS = LN_PART_COLUMNS };
+
+#ifdef LN_EPILOGUE
+enum { LANES = 32, WARPS = EPILOGUE_THREADS / LANES };
+
+/* The link's value where the similarity of a row and a column of the matrix is s. */
+static __device__ real link(const epilogue &a, real s, long long row, long long column);
+static __device__ bool admitted(const epilogue &a, long long row, long long column);
+
+/* At (i, j) of the tile, or as the transposed matrix has it. */
+static __device__ real value(const epilogue &a, real s, long long i, long long j, bool flipped) {
+    long long row = flipped ? a.column + j : a.row + i;
+    long long column = flipped ? a.row + i : a.column + j;
+    real v = link(a, s, row, column);
+    return admitted(a, row, column) ? v : 0;
+}
+#endif
+
+/* ---- Sums of rows or columns ---- */
+
+#if LN_EPILOGUE == EPILOGUE_SUMS
+static __device__ void add(epilogue_total *to, epilogue_total t) {
+    if (t.sum == 0) return; /* but not NaN */
+    if (t.most > to->most) {
+        if (to->sum != 0) to->sum *= exp(to->most - t.most);
+        to->most = t.most;
+    }
+    to->sum += t.most == to->most ? t.sum : t.sum * exp(t.most - to->most);
+}
+
+/* exp(v) with a running maximum; -inf adds nothing. */
+static __device__ void add_exp(epilogue_total *to, real v) {
+    if (v == -INFINITY) return;
+    if ((double)v > to->most) {
+        if (to->sum != 0) to->sum *= exp(to->most - (double)v);
+        to->most = (double)v;
+    }
+    to->sum += (double)v == to->most ? 1 : (double)MATH(exp)(v - (real)to->most);
+}
+
+/* A block takes 8 rows by 32 threads each, which read along the row, or 32 columns by 8 threads
+ * each: neighbours read what lies together. */
+extern "C" __global__ void epilogue_kernel(epilogue a) {
+    __shared__ epilogue_total parts[EPILOGUE_THREADS];
+    const real *s = (const real *)a.s;
+    int across = a.by_column ? LANES : WARPS, lanes = EPILOGUE_THREADS / across;
+    int mine = a.by_column ? threadIdx.x % across : threadIdx.x / lanes;
+    int lane = a.by_column ? threadIdx.x / across : threadIdx.x % lanes;
+    long long anchors = a.by_column ? a.columns : a.rows;
+    long long others = a.by_column ? a.rows : a.columns;
+    for (long long first = (long long)blockIdx.x * across; first < anchors;
+         first += (long long)gridDim.x * across) {
+        long long anchor = first + mine;
+        epilogue_total t = {a.running ? -INFINITY : 0.0, 0};
+        for (long long other = lane; anchor < anchors && other < others; other += lanes) {
+            long long i = a.by_column ? other : anchor, j = a.by_column ? anchor : other;
+            long long row = a.flipped ? a.column + j : a.row + i;
+            long long column = a.flipped ? a.row + i : a.column + j;
+            if (!admitted(a, row, column)) continue;
+            real v = link(a, s[i * a.columns + j], row, column);
+            if (a.running) add_exp(&t, v);
+            else t.sum += (double)v;
+        }
+        parts[threadIdx.x] = t;
+        __syncthreads(); /* all parts are there */
+        if (lane == 0 && anchor < anchors) {
+            int step = a.by_column ? across : 1;
+            epilogue_total *to = &a.totals[(a.by_column ? a.column : a.row) + anchor];
+            for (int l = 0; l < lanes; l++) add(to, parts[threadIdx.x + l * step]);
+        }
+        __syncthreads(); /* they are read */
+    }
+}
+#endif
+
+/* ---- Sums of both halves of a symmetric matrix ---- */
+
+#if LN_EPILOGUE == EPILOGUE_BOTH
+enum { EACH = PART_COLUMNS / LANES, WARP_ROWS = PART_ROWS / WARPS };
+
+static __device__ real warp_total(real x) {
+    for (int distance = LANES / 2; distance > 0; distance /= 2)
+        x += __shfl_xor_sync(0xffffffffu, x, distance);
+    return x;
+}
+
+/* One reading of the tile for both: row_sums[part across * rows + i] and column_sums[part down *
+ * columns + j]. A warp takes some rows of a part, a lane some of its columns. What one thread sums
+ * is short; the parts are added up elsewhere. */
+extern "C" __global__ void epilogue_kernel(epilogue a) {
+    __shared__ real sums[WARPS][PART_COLUMNS];
+    const real *s = (const real *)a.s;
+    int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    long long across = (a.columns + PART_COLUMNS - 1) / PART_COLUMNS;
+    long long parts = across * ((a.rows + PART_ROWS - 1) / PART_ROWS);
+    for (long long part = blockIdx.x; part < parts; part += gridDim.x) {
+        long long column0 = part % across * PART_COLUMNS;
+        long long row0 = part / across * PART_ROWS + warp * WARP_ROWS;
+        real below[EACH] = {};
+        for (long long i = row0; i < row0 + WARP_ROWS && i < a.rows; i++) {
+            real along = 0;
+            for (int k = 0; k < EACH; k++) {
+                long long j = column0 + lane + k * LANES;
+                if (j >= a.columns) break;
+                real own = value(a, s[i * a.columns + j], i, j, false);
+                real other = value(a, s[i * a.columns + j], i, j, true);
+                along += a.flipped ? other : own;
+                below[k] += a.flipped ? own : other;
+            }
+            along = warp_total(along);
+            if (lane == 0) ((real *)a.row_sums)[part % across * a.rows + i] = along;
+        }
+        for (int k = 0; k < EACH; k++) sums[warp][lane + k * LANES] = below[k];
+        __syncthreads(); /* all sums are there */
+        for (int c = threadIdx.x; c < PART_COLUMNS && column0 + c < a.columns;
+             c += EPILOGUE_THREADS) {
+            real sum = 0;
+            for (int w = 0; w < WARPS; w++) sum += sums[w][c];
+            ((real *)a.column_sums)[part / across * a.columns + column0 + c] = sum;
+        }
+        __syncthreads(); /* they are read */
+    }
+}
+#endif
+
+/* ---- Weights ---- */
+
+#if LN_EPILOGUE == EPILOGUE_WEIGHTS
+/* A thread an entry. */
+extern "C" __global__ void epilogue_kernel(epilogue a) {
+    const real *s = (const real *)a.s;
+    real *w = (real *)a.w;
+    for (long long t = (long long)blockIdx.x * EPILOGUE_THREADS + threadIdx.x;
+         t < a.rows * a.columns; t += (long long)gridDim.x * EPILOGUE_THREADS) {
+        long long i = t / a.columns, j = t % a.columns;
+        real v = value(a, s[t], i, j, false);
+        if (a.mirrored) v += value(a, s[t], i, j, true);
+        w[t] = a.adds ? w[t] + v : v;
+    }
+}
+#endif
+
+#endif

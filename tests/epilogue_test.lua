@@ -1,0 +1,86 @@
+-- Kernels that are compiled at run time with a link: when one is compiled, and for which devices.
+-- Runs on a CUDA device, or on the host's stand-in for one, which alone keeps what it compiled.
+local lunce = require "lunce"
+local device = require("tests.on_device").name
+local similarity, link = lunce.similarity, lunce.link
+
+local shim = (os.getenv "LUNCE_CUDA" or ""):match "^(.*/tests/)liblunce_cuda%.so$"
+
+local function output_of(command)
+  local child = io.popen(command .. " 2>&1")
+  local text = child:read "*a"
+  child:close()
+  return text
+end
+
+-- The sources of compiled kernels, the newest first.
+local function kernels()
+  local list = {}
+  for path in output_of(("ls -t '%skernels/'*.cc"):format(shim)):gmatch "[^\n]+" do
+    list[#list + 1] = path
+  end
+  return list
+end
+
+describe("the kernels of a link", function()
+  it("takes a link with many values at once", function()
+    local x = lunce.randn(4, 3, { seed = 1 })
+    local function total(z)
+      return similarity.cosine(z):sum(function(s)
+        local values, sum = { link.gt(s, 0) }, 0
+        for i = 2, 70 do values[i] = link.tanh(values[i - 1]) end
+        for i = 70, 1, -1 do sum = sum + values[i] end
+        return sum
+      end)
+    end
+    local near, far = total(x:to "cpu"), total(x:to(device)):to "cpu"
+    assert.is_true(((far - near):abs():max() / near:abs():max()):item() < 1e-5)
+  end)
+
+  if not shim then return end
+
+  it("compiles a link once for all its numbers, parameters and sizes", function()
+    local function step(n, tau, bias)
+      local x = lunce.randn(n, 5, { seed = 1, device = device }):requires_grad_()
+      local t = lunce.full({ 1 }, bias, { device = device }):requires_grad_()
+      similarity.cosine(x):lse(function(s, b) return s / tau + b * s * s end, t):sum():backward()
+    end
+    step(8, 0.3, 1) -- of a power of two, s / tau is a product
+    local before = #kernels()
+    assert.is_true(before > 0)
+    step(8, 0.7, 1)
+    step(90, 0.4, -3)
+    assert.equal(before, #kernels())
+  end)
+
+  it("compile for devices", function()
+    local program = shim .. "nvrtc"
+    local file = io.open(program)
+    if not file then return pending "NVRTC was not found" end
+    file:close()
+    local x = lunce.randn(5, 3, { seed = 1, device = device }):requires_grad_()
+    local row = lunce.rand(5, 1, { seed = 2, device = device }):requires_grad_()
+    local function every(s, r)
+      local y = link.softplus(s) + link.sigmoid(s) + link.tanh(s) + link.sqrt(s + 2)
+      y = y + link.expm1(s) + link.log1p(s / 2) + link.log(s + 3) + link.abs(s) + link.square(s)
+      y = y + (s + 2) ^ r + link.max(s, 0.1) + link.min(s, r) - s / r
+      return y + link.where(link.lt(s, 0), s, r) + link.le(s, r) + link.gt(s, r) + link.ge(s, r)
+        + link.eq(s, r)
+    end
+    for _, z in ipairs{ x, x:double() } do
+      local labels = lunce.tensor({ 1, 2, 1, 2, 3 }, { dtype = "int64", device = device })
+      local S = similarity.cosine(z)
+      local y = S:without_self():sum(every, row:to(z.dtype)):sum()
+      y = y + S:same(labels):lse(function(s) return s / 0.01 end):clamp(-1, 1):sum()
+      y:backward()
+    end
+    local list = kernels()
+    assert.is_true(#list >= 8)
+    local some = "'" .. table.concat(list, "' '", 1, 8) .. "'"
+    for _, architecture in ipairs{ "sm_80", "sm_90" } do
+      local text = output_of(("'%s' %s %s"):format(program, architecture, some))
+      local _, count = text:gsub("%d+\n", "")
+      assert.equal(8, count, text)
+    end
+  end)
+end)
