@@ -175,9 +175,10 @@ function M.need_number(value, what, name)
   return value
 end
 
-function M.need_function(value, what)
+--- value, which must be a function: argument `position` of `what`, the first where not given.
+function M.need_function(value, what, position)
   if type(value) ~= "function" then
-    raise("%s: argument 1 is %s; a function is taken", what, describe(value))
+    raise("%s: argument %d is %s; a function is taken", what, position or 1, describe(value))
   end
   return value
 end
