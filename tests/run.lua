@@ -13,8 +13,8 @@ local SECONDS = tonumber(os.getenv "LUNCE_TEST_SECONDS" or 400) -- given to a fi
 local DEVICE = os.getenv "DEVICE" or ""
 
 -- Tests that on_device.lua can take to another device; whole networks are too slow for the host.
-local ON_DEVICE = { "cuda", "tensor", "ops", "autograd", "random", "nn", "optim", "similarity",
-  "fused", "family", "loss", "epilogue" }
+local ON_DEVICE = { "cuda", "tensor", "ops", "autograd", "autocast", "random", "nn", "optim",
+  "grad_scaler", "similarity", "fused", "family", "loss", "epilogue" }
 local ON_GPU = { "models" }
 
 local function quote(s) return "'" .. s:gsub("'", [['\'']]) .. "'" end

@@ -1,7 +1,8 @@
 -- The tape: what was computed from what, and the walk that brings gradients back. Holds no rule
 -- of an operator; those stand beside the operators in ops/. Invariants: a node's sequence number
 -- is above those of the nodes it depends on, so falling numbers are a topological order; a rule
--- runs with recording off; a gradient is written in place only where nothing else sees its storage.
+-- runs with recording and autocasting off; a gradient is written in place only where nothing else
+-- sees its storage.
 --
 -- An operator records itself so, after its forward call gave y:
 --   if tape.on and x.requires_grad then save(record(y, exp_rule, x), y) end
@@ -17,8 +18,9 @@ local Tensor, need, state = tensor.Tensor, tensor.need, tensor.state
 
 local M = {}
 
--- on: operators record themselves; anomaly: every output and every gradient is checked.
-local tape = { on = true, anomaly = false }
+-- on: operators record themselves; anomaly: every output and every gradient is checked; low: the
+-- dtype that products are cast to, or false (autocast.lua).
+local tape = { on = true, anomaly = false, low = false }
 M.tape = tape
 
 local names = {} -- by rule
@@ -320,7 +322,9 @@ local function check_saved(node)
   end
 end
 
+-- A lasting node keeps nothing and serves every tape that it is in.
 local function forget(node)
+  if node.lasting then return end
   node.used = true
   node.x, node.y = nil, nil
   for i = 1, #node do node[i] = false end
@@ -441,8 +445,8 @@ local function walk(y, cotangent, retain, sink)
   local root = y.node or y
   local self = setmetatable({ users = {}, parts = {}, created = { n = 0 }, sink = sink,
     nodes = y.node and order(root) or {} }, Walk)
-  local outer_scope, was_on, outer = state.scope, tape.on, walking
-  state.scope, tape.on, walking = self.created, false, self
+  local outer_scope, was_on, was_low, outer = state.scope, tape.on, tape.low, walking
+  state.scope, tape.on, tape.low, walking = self.created, false, false, self
   local ok, message = pcall(function()
     local g = cotangent
     if not g then
@@ -451,7 +455,7 @@ local function walk(y, cotangent, retain, sink)
     end
     self:run(root, g, retain)
   end)
-  state.scope, tape.on, walking = outer_scope, was_on, outer
+  state.scope, tape.on, tape.low, walking = outer_scope, was_on, was_low, outer
   self:finish(ok)
   if not ok then error(message, 0) end
 end

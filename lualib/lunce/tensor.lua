@@ -175,9 +175,12 @@ function M.need_number(value, what, name)
   return value
 end
 
-function M.need_function(value, what)
-  if type(value) ~= "function" then
-    raise("%s: argument 1 is %s; a function is taken", what, describe(value))
+--- value, which must be a function or callable as a module is: argument `position` of `what`, the
+--- first where not given.
+function M.need_function(value, what, position)
+  local meta = type(value) == "table" and getmetatable(value)
+  if type(value) ~= "function" and not (meta and meta.__call) then
+    raise("%s: argument %d is %s; a function is taken", what, position or 1, describe(value))
   end
   return value
 end

@@ -3,6 +3,7 @@
 -- no state. Invariant: the options that are described are those that are taken, with the defaults
 -- that are computed with; they stand nowhere else.
 local arguments = require "lunce.loss.arguments"
+local autocast = require "lunce.autocast"
 local options = require("lunce.options").options
 local raise = require("lunce.ffi").raise
 
@@ -46,6 +47,7 @@ function Loss:__call(...)
       select("#", ...))
   end
   local given = { ... }
+  for i = 1, n do given[i] = autocast.wide(given[i]) end
   given[n + 1] = complete(self, given[n + 1])
   return self.compute(unpack(given, 1, n + 1))
 end

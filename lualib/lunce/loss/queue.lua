@@ -2,6 +2,7 @@
 -- gradient and no encoder. Invariant: always `size` rows, the newest over the oldest.
 local lunce = require "lunce"
 local arguments = require "lunce.loss.arguments"
+local autocast = require "lunce.autocast"
 local options = require("lunce.options").options
 local raise = require("lunce.ffi").raise
 
@@ -24,6 +25,7 @@ end
 ---@param keys lunce.Tensor (N,D), N up to the queue's size; taken without gradient
 function Queue:push(keys)
   local size, D = self.keys.shape[1], self.keys.shape[2]
+  keys = autocast.wide(keys)
   local N = arguments.rows(keys, "keys", "queue:push").shape[1]
   if keys.shape[2] ~= D or N > size then
     raise("queue:push: keys (%d,%d) for a queue (%d,%d); up to %d rows of width %d are taken", N,

@@ -145,7 +145,7 @@ end
 --- A random matrix (rows, the rest) with orthonormal rows or columns, whichever are fewer.
 function M.orthogonal_(t, gain)
   fans(t, "orthogonal_")
-  lunce.no_grad(lunce.scope, function()
+  lunce.autocast(false, lunce.no_grad, lunce.scope, function()
     local flat = lunce.zeros_like(t):normal_(0, 1):flatten(2)
     local tall = flat.shape[1] > flat.shape[2]
     local q = orthonormal_rows(tall and flat:t():contiguous() or flat)

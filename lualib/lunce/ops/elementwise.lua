@@ -3,6 +3,7 @@
 -- dtype again.
 local lib = require "lunce.ffi"
 local tensor = require "lunce.tensor"
+local autocast = require "lunce.autocast"
 local autograd = require "lunce.autograd"
 local create = require "lunce.ops.create"
 local option = require "lunce.options"
@@ -70,7 +71,12 @@ local unaries = {
   logical_not = { C.LN_LOGICAL_NOT },
 }
 
+-- Those that autocasting takes as float32: they leave a half's range, or need more digits.
+local WIDE = { square = true, exp = true, expm1 = true, log = true, log1p = true, rsqrt = true,
+  reciprocal = true, softplus = true }
+
 local function define_unary(name, op, saved, backward)
+  local widens = WIDE[name]
   if type(backward) == "number" then
     local backward_op = backward
     backward = function(node, dy) return binary(backward_op, dy, node.x) end
@@ -78,6 +84,7 @@ local function define_unary(name, op, saved, backward)
   local back = backward and rule(name, backward)
   M[name] = function(x)
     if getmetatable(x) ~= Tensor then refuse(name, x) end
+    if widens and tape.low then x = autocast.wide(x) end
     call(C.ln_unary, out(), op, x.h, 0, 0)
     local y = take()
     if back and tape.on and x.requires_grad then
@@ -165,15 +172,18 @@ end
 -- An operator on two tensors that broadcast, or on a tensor and a number on either side. Its rules:
 -- `pair` for two tensors, `number` for a tensor and node.number, `swapped` for node.number and a
 -- tensor; `<rule>_saves` names what the rule finds in node.x and node.y. Without rules it has no
--- gradient.
+-- gradient. Autocasting takes the tensors as float32 with `widens`, or beside a number on the left
+-- with `swapped_widens`.
 local function define_binary(name, op, rules)
   local pair = rules.pair and rule(name, rules.pair)
   local number = rules.number and rule(name, rules.number)
   local swapped = rules.swapped and rule(name, rules.swapped)
   local pair_saves, number_saves = rules.pair_saves, rules.number_saves
-  local swapped_saves = rules.swapped_saves
+  local swapped_saves, widens = rules.swapped_saves, rules.widens
+  local swapped_widens = widens or rules.swapped_widens
 
   local function with_number(x, value, is_swapped)
+    if swapped_widens and tape.low and (widens or is_swapped) then x = autocast.wide(x) end
     call(C.ln_binary_scalar, out(), op, x.h, value, is_swapped)
     local z = take()
     if number and tape.on and x.requires_grad then
@@ -187,6 +197,7 @@ local function define_binary(name, op, rules)
   M[name] = function(x, y)
     local left, right = getmetatable(x) == Tensor, getmetatable(y) == Tensor
     if left and right then
+      if widens and tape.low then x, y = autocast.wide(x), autocast.wide(y) end
       call(C.ln_binary, out(), op, x.h, y.h)
       local z = take()
       if pair and tape.on and (x.requires_grad or y.requires_grad) then
@@ -235,6 +246,7 @@ define_binary("div", C.LN_DIV, {
     return node[1] and fit(dx, node.of_x), node[2] and fit(-(dx * node.y), node.of_y)
   end,
   number = function(node, dy) return dy / node.number end,
+  swapped_widens = true,
   swapped_saves = "xz",
   swapped = function(node, dy) return -(dy / node.x * node.y) end,
 })
@@ -242,6 +254,7 @@ define_binary("div", C.LN_DIV, {
 -- d(x ^ y) = y x ^ (y - 1) dx + log(x) x ^ y dy. Where y is 0 the power does not vary with x, and
 -- at x = 0 not with y unless y is negative.
 define_binary("pow", C.LN_POW, {
+  widens = true,
   pair_saves = "xy",
   pair = function(node, dy)
     local x, y, dx, dexponent = node.x, node.y, nil, nil

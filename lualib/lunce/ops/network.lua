@@ -3,6 +3,7 @@
 local ffi = require "ffi"
 local lib = require "lunce.ffi"
 local tensor = require "lunce.tensor"
+local autocast = require "lunce.autocast"
 local autograd = require "lunce.autograd"
 local create = require "lunce.ops.create"
 local random = require "lunce.random"
@@ -63,6 +64,7 @@ function M.conv2d(x, w, bias, given)
   set_pair(params.padding, set.padding or 0, "conv2d", "padding", 0)
   set_pair(params.dilation, set.dilation or 1, "conv2d", "dilation", 1)
   params.groups = tensor.need_integer(set.groups, "conv2d", "groups")
+  if tape.low then x, w, bias = autocast.low(x, w, bias) end
   call(C.ln_conv2d, out(), x.h, w.h, bias and bias.h, params)
   local y = take()
   if wanted(x, w, bias) then save(record(y, conv_rule, x, w, bias), x, w).params = params end
@@ -212,6 +214,9 @@ function M.layer_norm(x, shape, weight, bias, given)
       type(list) == "table" and table.concat(list, ",") or tostring(list),
       table.concat(of_x, ","))
   end
+  if tape.low then
+    x, weight, bias = autocast.wide(x), autocast.wide(weight), autocast.wide(bias)
+  end
   call(C.ln_layer_norm, out(), out2(), out3(), x.h, weight and weight.h, bias and bias.h, #list,
     set.eps)
   local y, mean, rstd = take(), take2(), take3()
@@ -235,6 +240,7 @@ local function define_softmax(name, logarithm)
 
   M[name] = function(x, dim)
     local d = tensor.dim_index(dim or -1, tensor.ndim(need(x, name, 1)), name)
+    if tape.low then x = autocast.wide(x) end
     call(C.ln_softmax, out(), x.h, d, logarithm)
     local y = take()
     if tape.on and x.requires_grad then save(record(y, back, x), y).dim = d end

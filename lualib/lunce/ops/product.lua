@@ -2,6 +2,7 @@
 -- broadcast is summed in the gradient.
 local lib = require "lunce.ffi"
 local tensor = require "lunce.tensor"
+local autocast = require "lunce.autocast"
 local autograd = require "lunce.autograd"
 
 local C, raise, call = lib.C, lib.raise, lib.call
@@ -40,6 +41,7 @@ function M.matmul(x, y)
   if left == 0 or right == 0 then
     raise("matmul: argument %d has no dimensions; at least 1 is taken", left == 0 and 1 or 2)
   end
+  if tape.low then x, y = autocast.low(x, y) end
   if left > 2 and right == 2 then -- one product of all rows
     local shape = { unpack(x.shape) }
     shape[left] = y.shape[2]
@@ -58,6 +60,7 @@ function M.mm(x, y)
   if left ~= 2 or right ~= 2 then
     raise("mm: %d and %d dimensions; two matrices are taken (matmul has batches)", left, right)
   end
+  if tape.low then x, y = autocast.low(x, y) end
   return matrices(x, y)
 end
 
@@ -79,6 +82,7 @@ function M.linear(x, w, bias)
     raise("linear: input (%s) and weight (%s); (..., n) and (m, n) are taken",
       table.concat(shape, ","), table.concat(of_w, ","))
   end
+  if tape.low then x, w, bias = autocast.low(x, w, bias) end
   local rows = #shape == 2 and x or x:reshape(-1, of_w[2])
   local transposed = autograd.no_grad(w.t, w)
   local y = product(rows, transposed, bias)

@@ -4,6 +4,7 @@
 local bit = require "bit"
 local lib = require "lunce.ffi"
 local tensor = require "lunce.tensor"
+local autocast = require "lunce.autocast"
 local autograd = require "lunce.autograd"
 local create = require "lunce.ops.create"
 local options = require("lunce.options").options
@@ -63,6 +64,7 @@ end)
 ---@param dim integer|integer[]|nil
 ---@param keepdim boolean|nil
 function M.sum(x, dim, keepdim)
+  if tape.low then x = autocast.wide(x) end
   return (reduce("sum", C.LN_SUM, sum_rule, x, dim, keepdim))
 end
 
@@ -71,6 +73,7 @@ local mean_rule = rule("mean", function(node, dy)
 end)
 
 function M.mean(x, dim, keepdim)
+  if tape.low then x = autocast.wide(x) end
   return (reduce("mean", C.LN_MEAN, mean_rule, x, dim, keepdim))
 end
 
@@ -86,6 +89,7 @@ local prod_rule = rule("prod", function(node, dy)
 end)
 
 function M.prod(x, dim, keepdim)
+  if tape.low then x = autocast.wide(x) end
   local y, node = reduce("prod", C.LN_PROD, prod_rule, x, dim, keepdim)
   if node then save(node, x) end
   return y
@@ -99,6 +103,7 @@ end)
 --- Sums of the elements up to each position along dim.
 ---@param dim integer
 function M.cumsum(x, dim)
+  if tape.low then x = autocast.wide(x) end
   local d = dim_index(dim, tensor.ndim(need(x, "cumsum", 1)), "cumsum")
   call(C.ln_cumsum, out(), x.h, d, false)
   local y = take()
@@ -135,6 +140,7 @@ end
 --- The variance, divided by the count minus `correction`.
 ---@param given { correction: number, keepdim: boolean }|nil correction: 1
 function M.var(x, dim, keepdim, given)
+  if tape.low then x = autocast.wide(x) end
   local correction
   dim, keepdim, correction = correction_of("var", dim, keepdim, given)
   local y, node = reduce("var", C.LN_VAR, var_rule, x, dim, keepdim, correction)
@@ -145,6 +151,7 @@ end
 --- The square root of the variance; its gradient is 0 where it is 0.
 ---@param given { correction: number, keepdim: boolean }|nil correction: 1
 function M.std(x, dim, keepdim, given)
+  if tape.low then x = autocast.wide(x) end
   local correction
   dim, keepdim, correction = correction_of("std", dim, keepdim, given)
   local y, node = reduce("std", C.LN_VAR, std_rule, x, dim, keepdim, correction)
@@ -222,6 +229,7 @@ end)
 
 --- log(sum(exp(x))), without overflow.
 function M.logsumexp(x, dim, keepdim)
+  if tape.low then x = autocast.wide(x) end
   local y, node = reduce("logsumexp", C.LN_LOGSUMEXP, logsumexp_rule, x, dim, keepdim)
   if node then save(node, x, y) end
   return y
@@ -239,6 +247,7 @@ end)
 --- The p-norm (2 where not given); its gradient is 0 where it is 0.
 ---@param p number|nil 1, 2 or math.huge are computed in one pass
 function M.norm(x, p, dim, keepdim)
+  if tape.low then x = autocast.wide(x) end
   p = tensor.need_number(p or 2, "norm", "the order")
   if p ~= 1 and p ~= 2 and p ~= math.huge then
     if p <= 0 then raise("norm: order %g; a positive one is taken", p) end

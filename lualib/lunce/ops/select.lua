@@ -3,6 +3,7 @@
 -- values were taken from, in a fixed order.
 local lib = require "lunce.ffi"
 local tensor = require "lunce.tensor"
+local autocast = require "lunce.autocast"
 local autograd = require "lunce.autograd"
 local create = require "lunce.ops.create"
 local option = require "lunce.options"
@@ -78,6 +79,7 @@ end)
 function M.scatter_add(x, dim, index, src)
   local d = indexed(x, dim, index, "scatter_add")
   need(src, "scatter_add", 4)
+  if tape.low then x, src = unpack(autocast.widest { x, src }) end
   call(C.ln_contiguous, out(), x.h)
   local y = take()
   call(C.ln_scatter_add, y.h, d, index.h, src.h)
@@ -211,6 +213,7 @@ end
 ---@return lunce.Tensor
 function M.cat(list, dim)
   need_list(list, "cat")
+  if tape.low then list = autocast.widest(list) end
   local d = dim_index(dim or 1, #list[1].shape, "cat")
   local shape, counts = joined_shape(list, d + 1)
   local about = tensor.info(list[1])

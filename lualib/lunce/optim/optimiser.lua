@@ -76,6 +76,9 @@ function M.new(rule)
   end
 end
 
+---@return boolean
+function M.is_optimiser(x) return getmetatable(x) == Optimiser end
+
 -- ---- Stepping --------------------------------------------------------------------------------
 
 --- One update of every parameter that has a gradient.

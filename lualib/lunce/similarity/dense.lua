@@ -17,11 +17,14 @@ local HARMLESS = 0.5
 
 local function normalised(x) return x / x:norm(2, 2, true):clamp(LEAST_NORM, math.huge) end
 
+-- In the rows' dtype, also where products are autocast.
+local function product(q, k) return lunce.autocast(false, lunce.matmul, q, k:t()) end
+
 local function scores(S)
-  if S.kind == "dot" then return S.q:matmul(S.k:t()) end
+  if S.kind == "dot" then return product(S.q, S.k) end
   local q = normalised(S.q)
   local k = S.k == S.q and q or normalised(S.k)
-  return q:matmul(k:t())
+  return product(q, k)
 end
 
 -- Rows (N,1) and columns (1,M) as positions.

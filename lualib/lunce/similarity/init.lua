@@ -11,6 +11,7 @@
 -- tensor: of one element; per row, (N) or (N,1); per column, (M) or (1,M), where N = M reads (N) as
 -- per row. A tensor that a link captures instead must be (1), (N,1) or (1,M): broadcasting alone
 -- would read (N) as columns. Reductions give gradients to q, k, parameters and captured tensors.
+local autocast = require "lunce.autocast"
 local lunce = require "lunce"
 local describe = require("lunce.options").describe
 local evt = require "lunce.evt"
@@ -37,20 +38,24 @@ local M = { dense = dense }
 local Similarity = { __name = "similarity matrix" }
 Similarity.__index = Similarity
 
-local function check_rows(x, what)
+-- x, which must be rows; halves as float32 where autocasting is on.
+local function need_rows(x, what)
   if not lunce.is_tensor(x) or #x.shape ~= 2 then
     raise("%s: rows are a tensor (N,D); got %s", what,
       lunce.is_tensor(x) and ("(%s)"):format(table.concat(x.shape, ",")) or describe(x))
   end
+  x = autocast.wide(x)
   if x.dtype ~= "float32" and x.dtype ~= "float64" then
     raise("%s: rows are float32 or float64; got %s", what, x.dtype)
   end
+  return x
 end
 
 local function matrix(kind, q, k)
   local what = "similarity." .. kind
-  check_rows(q, what)
-  if k == nil then k = q else check_rows(k, what) end
+  local one_set = k == nil or k == q
+  q = need_rows(q, what)
+  k = one_set and q or need_rows(k, what)
   if q.shape[2] ~= k.shape[2] or q.dtype ~= k.dtype then
     raise("%s: q (%d,%d) %s and k (%d,%d) %s differ in width or dtype", what,
       q.shape[1], q.shape[2], q.dtype, k.shape[1], k.shape[2], k.dtype)
