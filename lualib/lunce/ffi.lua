@@ -37,9 +37,10 @@ ffi.cdef(declarations())
 
 -- Between two kernels the team spins before it sleeps. OpenMP's default, milliseconds, takes the
 -- cores from whoever else needs them: on a busy machine a training step then takes several times
--- as long. Some tens of microseconds outlast the gap between two kernels. Read once, on loading.
+-- as long. Some tens of microseconds outlast the gap between two kernels; more won nothing on an
+-- idle machine, and on a busy one a step took three times as long. Read once, on loading.
 ffi.cdef "int setenv(const char *name, const char *value, int overwrite);"
-ffi.C.setenv("GOMP_SPINCOUNT", "10000", 0)
+ffi.C.setenv("GOMP_SPINCOUNT", "1000", 0)
 
 local C = ffi.load(os.getenv "LUNCE_LIBRARY" or find("liblunce.so", {
   root .. "build/liblunce.so", root .. "lib/liblunce.so", root .. "../../lib/liblunce.so",
