@@ -85,7 +85,7 @@ describe("the address:", function()
         lunce.isa(isa)
         for _, threads in ipairs { 1, 2, 3, 5 } do
           lunce.threads(threads)
-          local t = draw(100003, kind, 11, 3)
+          local t = draw(300007, kind, 11, 3)
           expected = expected or t
           assert.is_true(t:eq(expected):all():item(), isa .. " " .. threads)
         end
