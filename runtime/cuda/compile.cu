@@ -1,7 +1,8 @@
 /* Kernels compiled at run time by NVRTC, for the device at hand, and kept on disk: in
  * XDG_CACHE_HOME/lunce, or ~/.cache/lunce, a file a kernel, which holds its source and its binary.
  * Holds no kernels. Invariants: a file is used where its source is the one that was asked for, and
- * written whole or not at all; without a place to keep it a kernel is compiled all the same. */
+ * written whole or not at all; without a place to keep it, or where what was kept does not load, a
+ * kernel is compiled all the same. */
 #include "compile.h"
 
 #include <errno.h>
@@ -25,8 +26,6 @@ static struct {
     pthread_mutex_t lock;
     compiled *first;
 } known = {PTHREAD_MUTEX_INITIALIZER, NULL};
-
-static const char PRELUDE[] = "#define INFINITY __int_as_float(0x7f800000)\n";
 
 /* ---- Files ---- */
 
@@ -66,15 +65,16 @@ static bool path_of(char path[PATH], const char *architecture, const char *sourc
     return true;
 }
 
-/* What a file holds after the source, its end included; bytes NULL where it is not of that source.
- */
+/* What a file of the user's own holds after the source and its end; bytes NULL where it is not of
+ * that source. */
 static blob load(const char *path, const char *source) {
     size_t ours = strlen(source) + 1;
     blob found = {NULL, 0};
     struct stat about;
     FILE *file = fopen(path, "rb");
     if (file == NULL) return found;
-    if (fstat(fileno(file), &about) == 0 && (size_t)about.st_size > ours)
+    if (fstat(fileno(file), &about) == 0 && about.st_uid == geteuid() &&
+        (size_t)about.st_size > ours)
         found = blob_new((size_t)about.st_size);
     if (found.bytes != NULL && (fread(found.bytes, 1, found.n, file) != found.n ||
                                 memcmp(found.bytes, source, ours) != 0)) {
@@ -119,12 +119,8 @@ static ln_status compile_fail(nvrtcProgram program, nvrtcResult error, const cha
 static nvrtcResult compile_text(nvrtcProgram *program, blob *binary, const char *architecture,
                                 const char *source) {
     const char *options[] = {architecture, "-std=c++17"};
-    size_t n = sizeof PRELUDE + strlen(source);
-    blob text = blob_new(n);
-    if (text.bytes == NULL) return NVRTC_ERROR_OUT_OF_MEMORY;
-    snprintf(text.bytes, n, "%s%s", PRELUDE, source);
-    nvrtcResult error = nvrtcCreateProgram(program, text.bytes, "link.cu", 0, NULL, NULL);
-    free(text.bytes);
+    size_t n;
+    nvrtcResult error = nvrtcCreateProgram(program, source, "link.cu", 0, NULL, NULL);
     if (error == NVRTC_SUCCESS) error = nvrtcCompileProgram(*program, 2, options);
     if (error == NVRTC_SUCCESS) error = nvrtcGetCUBINSize(*program, &n);
     if (error != NVRTC_SUCCESS) return error;
@@ -145,47 +141,61 @@ static ln_status compile(blob *binary, const char *architecture, const char *sou
     return status;
 }
 
-/* From disk, or compiled and put there. */
-static ln_status binary_of(blob *binary, int device, const char *source, const char *what) {
-    char path[PATH], architecture[32];
+/* ---- Kernels ---- */
+
+static ln_status load_kernel(compiled *k, blob binary, const char *what) {
+    cudaLibrary_t library = NULL;
+    ln_status status;
+    LN_TRY(cuda_check(cudaLibraryLoadData(&library, binary.bytes, NULL, NULL, 0, NULL, NULL, 0),
+                      what));
+    status = cuda_check(cudaLibraryGetKernel(&k->kernel, library, "epilogue_kernel"), what);
+fail:
+    return status;
+}
+
+/* The architecture that NVRTC compiles for on a device: sm_90. */
+static ln_status architecture_of(char name[16], int device, const char *what) {
     int major, minor;
-    bool kept;
     ln_status status;
     LN_TRY(cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
                       what));
     LN_TRY(cuda_check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
                       what));
-    snprintf(architecture, sizeof architecture, "sm_%d%d", major, minor);
-    kept = path_of(path, architecture, source);
-    if (kept) *binary = load(path, source);
-    if (binary->bytes != NULL) return LN_OK;
-    LN_TRY(compile(binary, architecture, source, what));
-    if (kept) store(path, source, *binary);
+    snprintf(name, 16, "sm_%d%d", major, minor);
 fail:
     return status;
 }
 
-/* ---- Kernels ---- */
+/* From disk, or compiled and put there. */
+static ln_status find_kernel(compiled *k, const char *what) {
+    char path[PATH], architecture[16];
+    blob binary = {NULL, 0};
+    bool kept;
+    ln_status status;
+    LN_TRY(architecture_of(architecture, k->device, what));
+    kept = path_of(path, architecture, k->source);
+    if (kept) binary = load(path, k->source);
+    if (binary.bytes != NULL && load_kernel(k, binary, what) == LN_OK) goto fail;
+    free(binary.bytes);
+    binary.bytes = NULL;
+    LN_TRY(compile(&binary, architecture, k->source, what));
+    if (kept) store(path, k->source, binary);
+    status = load_kernel(k, binary, what);
+fail:
+    free(binary.bytes);
+    return status;
+}
 
 static ln_status compiled_new(compiled **out, int device, const char *source, const char *what) {
-    blob binary = {NULL, 0};
-    cudaLibrary_t library = NULL;
     size_t n = strlen(source) + 1;
     compiled *made = (compiled *)malloc(sizeof *made + n);
-    ln_status status = LN_OUT_OF_MEMORY;
-    if (made == NULL) return ln_fail(status, "%s: out of memory", what);
+    if (made == NULL) return ln_fail(LN_OUT_OF_MEMORY, "%s: out of memory", what);
     memcpy(made->source, source, n);
     made->device = device;
     made->hash = hash_of(source);
-    LN_TRY(binary_of(&binary, device, source, what));
-    LN_TRY(cuda_check(cudaLibraryLoadData(&library, binary.bytes, NULL, NULL, 0, NULL, NULL, 0),
-                      what));
-    LN_TRY(cuda_check(cudaLibraryGetKernel(&made->kernel, library, "epilogue_kernel"), what));
-    *out = made;
-    made = NULL;
-fail:
-    free(binary.bytes);
-    free(made);
+    ln_status status = find_kernel(made, what);
+    if (status == LN_OK) *out = made;
+    else free(made);
     return status;
 }
 

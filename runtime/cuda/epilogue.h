@@ -3,8 +3,8 @@
  * nothing. Invariants: an anchor's sums are taken in a fixed order; what the masks leave out is
  * computed, but never used.
  *
- * LN_EPILOGUE is the kind of kernel that the text is compiled to; then `real`, MATH(name) for its
- * functions and INFINITY are defined before it, link() and admitted() after it. */
+ * LN_EPILOGUE is the kind of kernel that the text is compiled to; then `real` is defined before it,
+ * and MATH(name) for its functions, link() and admitted() after it. */
 #ifndef LN_CUDA_EPILOGUE_H
 #define LN_CUDA_EPILOGUE_H
 
@@ -50,6 +50,9 @@ typedef struct {
 enum { PART_ROWS = LN_PART_ROWS, PART_COLUMNS = LN_PART_COLUMNS };
 
 #ifdef LN_EPILOGUE
+#ifdef __CUDACC_RTC__
+#define INFINITY __int_as_float(0x7f800000)
+#endif
 enum { LANES = 32, WARPS = EPILOGUE_THREADS / LANES };
 
 /* The link's value where the similarity of a row and a column of the matrix is s. */
