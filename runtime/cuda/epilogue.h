@@ -3,8 +3,8 @@
  * nothing. Invariants: an anchor's sums are taken in a fixed order; what the masks leave out is
  * computed, but never used.
  *
- * LN_EPILOGUE is the kind of kernel that the text is compiled to; then `real` is defined before it,
- * and MATH(name) for its functions, link() and admitted() after it. */
+ * LN_EPILOGUE is the kind of kernel that the text is compiled to. Before it stand `real` and
+ * MATH(name) for its functions, after it link() and admitted(). */
 #ifndef LN_CUDA_EPILOGUE_H
 #define LN_CUDA_EPILOGUE_H
 
