@@ -504,7 +504,7 @@ describe("a device that is lost", function()
 
   it("the shim reports what kernels do wrong", function()
     if not shim then return pending "is of the shim" end
-    for _, fault in ipairs { "", "beyond", "divergent", "lonely", "brim" } do
+    for _, fault in ipairs { "", "beyond", "divergent", "lonely", "shared", "brim" } do
       assert.equal(0, os.execute(shim .. "cuda-host-check " .. fault), fault)
     end
   end)
