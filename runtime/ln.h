@@ -521,10 +521,16 @@ typedef struct {
     uint32_t epoch, sample, view;
 } ln_draw_address;
 
-/* Takes a uint8 (0..255 becomes 0..1) or float32 image (C,H,W) through the n steps; the result is
- * float32. */
+/* A uint8 (0..255 becomes 0..1) or float32 image (C,H,W), taken through the n steps, as float32. */
 ln_status ln_image_transform(ln_tensor **out, const ln_tensor *image, const ln_transform *steps,
                              int n, const ln_draw_address *address);
+
+/* Views of a batch, made where the images lie: out (views,B,C,H,W), contiguous, of dtype float32,
+ * float16 or bfloat16. images (N,C,H,W) uint8, contiguous; index (B) int64 on the CPU, contiguous.
+ * They are a loader's with this seed in this epoch: the draws, and the bits too but for a CUDA
+ * device's blurs (its exp). Such a device refuses what overflows a block's shared memory. */
+ln_status ln_augment(ln_tensor **out, int dtype, const ln_tensor *images, const ln_tensor *index,
+                     const ln_transform *steps, int n, uint64_t seed, int64_t epoch, int views);
 
 /* A loader makes the batches of an epoch on threads of its own, or in its caller with 0 of them.
  * The order of samples is a function of (seed, epoch), a view of (seed, epoch, sample, view): no

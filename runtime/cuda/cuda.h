@@ -88,8 +88,8 @@ static ln_status launch(const char *what, void (*kernel)(Parameters...), unsigne
 #ifdef __CUDACC__
 /* What launch_shared gave the block, at a multiple of 16 bytes. The tests' build has its own. */
 static inline __device__ void *shared_memory() {
-    extern __shared__ float4 memory[];
-    return memory;
+    extern __shared__ float4 block_memory[];
+    return block_memory;
 }
 #endif
 

@@ -13,10 +13,10 @@
 
 #include "random.h"
 
-enum { MAX_VIEWS = 16, MAX_THREADS = 256, MAX_SAMPLES = INT32_MAX };
+enum { MAX_THREADS = 256 };
 
 typedef struct {
-    ln_tensor *x[MAX_VIEWS], *y, *index;
+    ln_tensor *x[LN_MAX_VIEWS], *y, *index;
 } batch;
 
 /* FAILED: left to the puller, who makes the batch again and so has the message in its thread. */
@@ -66,7 +66,7 @@ static double now(void) {
 /* ---- Batches ---- */
 
 static void batch_release(batch *b) {
-    for (int i = 0; i < MAX_VIEWS; i++) ln_tensor_release(b->x[i]);
+    for (int i = 0; i < LN_MAX_VIEWS; i++) ln_tensor_release(b->x[i]);
     ln_tensor_release(b->y);
     ln_tensor_release(b->index);
     *b = (batch){0};
@@ -210,9 +210,9 @@ static ln_status check_set(const ln_tensor *images, const ln_tensor *labels) {
         return ln_fail(LN_BAD_ARGUMENT,
                        "loader: images are %s; contiguous (N,C,H,W) uint8 on the cpu is taken",
                        images == NULL ? "nothing" : ln_text(images));
-    if (images->shape[0] < 1 || images->shape[0] > MAX_SAMPLES)
+    if (images->shape[0] < 1 || images->shape[0] > LN_MAX_SAMPLES)
         return ln_fail(LN_BAD_ARGUMENT, "loader: %lld samples; 1 to %d are taken",
-                       (long long)images->shape[0], MAX_SAMPLES);
+                       (long long)images->shape[0], LN_MAX_SAMPLES);
     if (labels != NULL &&
         (labels->ndim != 1 || labels->shape[0] != images->shape[0] || labels->dtype != LN_INT64 ||
          ln_device(labels) != LN_CPU || !ln_is_contiguous(labels)))
@@ -223,12 +223,12 @@ static ln_status check_set(const ln_tensor *images, const ln_tensor *labels) {
 }
 
 static ln_status check_options(const ln_loader_options *o) {
-    if (o->batch < 1 || o->batch > MAX_SAMPLES)
+    if (o->batch < 1 || o->batch > LN_MAX_SAMPLES)
         return ln_fail(LN_BAD_ARGUMENT, "loader: got batch %lld; 1 or more is taken",
                        (long long)o->batch);
-    if (o->views < 1 || o->views > MAX_VIEWS)
+    if (o->views < 1 || o->views > LN_MAX_VIEWS)
         return ln_fail(LN_BAD_ARGUMENT, "loader: got views %d; 1 to %d are taken", o->views,
-                       MAX_VIEWS);
+                       LN_MAX_VIEWS);
     if (o->threads < 0 || o->threads > MAX_THREADS)
         return ln_fail(LN_BAD_ARGUMENT, "loader: got threads %d; 0 to %d are taken", o->threads,
                        MAX_THREADS);

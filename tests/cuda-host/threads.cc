@@ -1,8 +1,8 @@
 /* Kernels on the host: a grid's blocks one after another, a block's threads as fibres that run
  * until they finish or have to wait for others. Holds launches, dynamic shared memory, barriers and
- * what a warp does together. Invariants: one kernel runs at a time; a barrier lets its threads go when all have
- * come, and one that cannot be reached by all ends the kernel as a fault, as does a bad access to
- * memory.
+ * what a warp does together. Invariants: one kernel runs at a time; a barrier lets its threads go
+ * when all have come, and one that cannot be reached by all ends the kernel as a fault, as does a
+ * bad access to memory.
  *
  * LUNCE_CUDA_HOST_REVERSE: the last thread of a block runs first. */
 #include "host.h"
