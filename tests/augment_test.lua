@@ -1,8 +1,8 @@
 -- Views of a batch made on the device that holds the images, beside those that a chain makes of one
--- image at a time on the CPU: each step alone, whole chains, and what is refused.
+-- image at a time on the CPU: each step alone, whole chains, loaders, and what is refused.
 local lunce = require "lunce"
 local device = require("tests.on_device").name
-local augment = lunce.augment
+local data, augment = lunce.data, lunce.augment
 local on_cuda = device ~= "cpu"
 
 -- Both sides compute by the same formulas in the same order, without fused multiply-add, so they
@@ -228,6 +228,102 @@ it("a view is a function of its address alone", function()
   end
 end)
 
+describe("a loader of a set on the device", function()
+  local images = images_of(53, 3, 12, 10)
+  local labels = lunce.randint(1, 3, { 53 }, { seed = 2, dtype = "int64", device = "cpu" })
+  local set = data.set(images, labels)
+
+  local function options(more)
+    local given = { batch = 16, views = 2, seed = 7, threads = 0,
+      augment = augment.simclr { size = 8 } }
+    for name, value in pairs(more or {}) do given[name] = value end
+    return given
+  end
+
+  local function collect(loader, start)
+    local batches = {}
+    for batch in loader:epoch(4, { start = start or 1 }) do batches[#batches + 1] = batch end
+    return batches
+  end
+
+  local function same(expected, got)
+    assert.equal(#expected, #got)
+    for i, batch in ipairs(expected) do
+      assert.same(batch.index:tolist(), got[i].index:tolist())
+      assert.equal(device, got[i].y.device)
+      assert.same(batch.y:tolist(), got[i].y:tolist())
+      assert.equal(#batch.x, #got[i].x)
+      for v, x in ipairs(batch.x) do
+        assert.equal(device, got[i].x[v].device)
+        assert.equal(0, largest_difference(x, got[i].x[v]:to("cpu")))
+      end
+    end
+  end
+
+  it("gives what a loader of the set in host memory gives", function()
+    for _, threads in ipairs { 0, 2 } do
+      for _, more in ipairs { {}, { drop_last = true, shuffle = false }, { limit = 20 },
+        { rank = 2, world = 3, views = 1 } } do
+        local expected = collect(data.loader(set, options(more)))
+        more.threads, more.on_device = threads, true
+        same(expected, collect(data.loader(set:to(device), options(more))))
+      end
+    end
+  end)
+
+  it("goes on from the middle of an epoch", function()
+    local rest = collect(data.loader(set:to(device), options { on_device = true }), 3)
+    local whole = collect(data.loader(set, options()))
+    same({ whole[3], whole[4] }, rest)
+  end)
+
+  it("makes views there without being asked to, where the device has no threads", function()
+    if not on_cuda then return pending "on the CPU a loader's threads make them" end
+    same(collect(data.loader(set, options())), collect(data.loader(set:to(device), options())))
+  end)
+
+  it("makes a batch again that failed", function()
+    local loader = data.loader(set:to(device), options { on_device = true, threads = 1 })
+    local expected = collect(data.loader(set, options()))
+    for n = 1, 12 do
+      lunce.zeros(1):free()
+      require("lunce.ffi").C.ln_memory_fail_after(n)
+      local ok, got = pcall(collect, loader)
+      require("lunce.ffi").C.ln_memory_fail_after(0)
+      assert(ok, got)
+      same(expected, got)
+    end
+  end)
+
+  it("may have no labels, and subsets and splits of it stay there", function()
+    local held = data.set(images):to(device)
+    for batch in data.loader(held, options { on_device = true }):epoch(0) do
+      assert.is_nil(batch.y)
+    end
+    assert.equal(held, held:to(device))
+    local part, rest = set:to(device):split(0.5, 1)
+    assert.equal(device, part:subset({ 2, 1 }).images.device)
+    assert.equal(device, rest.labels.device)
+    assert.is_true((set:split(0.5, 1)).images:eq(part.images:to("cpu")):all():item())
+  end)
+
+  it("gives all memory back", function()
+    local held = set:to(device)
+    for _ = 1, 2 do collectgarbage() end
+    lunce.zeros(1):free()
+    local before = lunce.memory()
+    local loader = data.loader(held, options { on_device = true })
+    for batch in loader:epoch(0) do
+      for _, x in ipairs(batch.x) do x:free() end
+    end
+    loader:close()
+    for _ = 1, 2 do collectgarbage() end
+    lunce.zeros(1):free()
+    assert.equal(before.live_bytes, lunce.memory().live_bytes)
+    assert.equal(before.tensors, lunce.memory().tensors)
+  end)
+end)
+
 describe("refused:", function()
   local chain = augment.simclr { size = 8 }
   local images = images_of(4, 3, 10, 10):to(device)
@@ -259,6 +355,7 @@ describe("refused:", function()
     refuses(views(images, { 1 }, { sample = 1 }), "unknown option sample")
     local too_large = augment.chain { augment.center_crop { size = 11 } }
     refuses(function() too_large:views(images, { 1 }) end, "center_crop", "10 x 10 pixels")
+    refuses(function() data.set(images):to("gpu") end, 'set:to: device "gpu"')
   end)
 
   -- However few steps are drawn: whether a view fits does not depend on the draws.
@@ -269,6 +366,9 @@ describe("refused:", function()
       if on_cuda then
         refuses(function() given:views(large:to(device), { 1 }) end, "of images (3,150,150) take",
           "bytes of shared memory and " .. device)
+        refuses(function()
+          data.loader(data.set(large):to(device), { batch = 2, augment = given }):epoch(0)()
+        end, "bytes of shared memory")
       end
       agrees("on the cpu", given, large, on_cuda and {} or { 1 }, 0)
     end
