@@ -84,8 +84,8 @@ $(BUILD)/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS_ALL) -MMD -MP -c -o $@ $<
 
-# It needs no C++ library: what kernels' stubs set up once may be set up twice. random.cu must not
-# fuse multiply and add: its bits are to be the CPU's.
+# It needs no C++ library: what kernels' stubs set up once may be set up twice. random.cu and
+# augment.cu must not fuse multiply and add: their bits are to be the CPU's.
 CUDA_HOME = $(patsubst %/bin/nvcc,%,$(shell command -v $(NVCC)))
 comma := ,
 WARN_CUDA = $(subst $() $(),$(comma),$(filter-out -Wmissing-prototypes,$(WARN)))
@@ -94,7 +94,7 @@ NVCCFLAGS_ALL = -std=c++17 -O3 -lineinfo -Werror all-warnings -Iruntime \
   -Xcompiler -fPIC,-fvisibility=hidden,-fno-exceptions,-fno-threadsafe-statics,$(WARN_CUDA) \
   $(foreach a,$(CUDA_ARCH),-gencode=arch=compute_$(a),code=sm_$(a)) \
   -gencode=arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH)) $(NVCCFLAGS)
-$(BUILD)/runtime/cuda/random.o: NVCCFLAGS_ALL += -fmad=false
+$(addprefix $(BUILD)/runtime/cuda/,random.o augment.o): NVCCFLAGS_ALL += -fmad=false
 
 # The text of kernels that are compiled at run time, as string literals.
 EPILOGUE = $(BUILD)/include/cuda/epilogue.text

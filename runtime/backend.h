@@ -122,6 +122,23 @@ uint16_t ln_float_to_bfloat16(float x); /* nearest even */
 float ln_float16_to_float(uint16_t x);
 uint16_t ln_float_to_float16(float x);
 
+/* ---- Views of images (data/augment.c) ---- */
+
+/* A view: of which image, and which of the batch's steps it takes. */
+typedef struct {
+    int64_t image, first;
+    int count;
+} ln_drawn_view;
+typedef struct {
+    int64_t n, n_steps;
+    const ln_drawn_view *views;
+    const ln_transform *steps; /* LN_CROP to LN_NORMALIZE, all numbers drawn; sizes are checked */
+    bool crops_first;          /* the first step of every view is LN_CROP, whatever is drawn */
+} ln_drawn_batch;
+/* For backends that compute on the host: makes views first to last - 1 of out, a float32 one. */
+ln_status ln_augment_views(ln_tensor *out, const ln_tensor *images, const ln_drawn_batch *batch,
+                           int64_t first, int64_t last);
+
 /* ---- The backend table ---- */
 
 typedef struct {

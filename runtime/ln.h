@@ -521,10 +521,16 @@ typedef struct {
     uint32_t epoch, sample, view;
 } ln_draw_address;
 
-/* Takes a uint8 (0..255 becomes 0..1) or float32 image (C,H,W) through the n steps; the result is
- * float32. */
+/* A uint8 (0..255 becomes 0..1) or float32 image (C,H,W), taken through the n steps, as float32. */
 ln_status ln_image_transform(ln_tensor **out, const ln_tensor *image, const ln_transform *steps,
                              int n, const ln_draw_address *address);
+
+/* Views of a batch, made where the images lie: out (views,B,C,H,W), contiguous, of dtype float32,
+ * float16 or bfloat16. images (N,C,H,W) uint8, contiguous; index (B) int64 on the CPU, contiguous.
+ * They are a loader's with this seed in this epoch: the draws, and the bits too but for a CUDA
+ * device's blurs (its exp). Such a device refuses what overflows a block's shared memory. */
+ln_status ln_augment(ln_tensor **out, int dtype, const ln_tensor *images, const ln_tensor *index,
+                     const ln_transform *steps, int n, uint64_t seed, int64_t epoch, int views);
 
 /* A loader makes the batches of an epoch on threads of its own, or in its caller with 0 of them.
  * The order of samples is a function of (seed, epoch), a view of (seed, epoch, sample, view): no
@@ -537,15 +543,14 @@ typedef struct {
     int threads;     /* 0 to 256 */
     int queue;       /* batches that are made ahead, at least 1 */
     bool shuffle, drop_last;
+    bool on_device;  /* ln_augment makes the views, when asked for them: images may lie anywhere */
     int rank, world; /* of every `world` consecutive samples in the epoch's order, this loader takes
                         number `rank`; all ranks get equally many: short ones begin again, or with
                         drop_last the remainder is left out */
 } ln_loader_options;
 typedef struct {
-    int64_t batches;     /* given out since the loader was made */
-    int64_t samples;     /* in them */
-    int64_t queued;      /* batches that lie ready now */
-    int64_t starved;     /* batches that were not ready when asked for */
+    int64_t batches, samples; /* given out since the loader was made */
+    int64_t queued, starved;  /* batches that lie ready now; that were not ready when asked for */
     double wait_seconds; /* waited for them */
     double work_seconds; /* spent on making batches, all threads together */
     double seconds;      /* since the first batch was asked for */
@@ -559,9 +564,9 @@ ln_status ln_loader_new(ln_loader **out, const ln_tensor *images, const ln_tenso
 void ln_loader_release(ln_loader *l);
 /* Begins an epoch with batch number `first`, from 0; what was left of another is dropped. */
 ln_status ln_loader_start(ln_loader *l, int64_t epoch, int64_t first);
-/* The next batch: x[0..views) each (B,C,H,W) float32; y (B) int64, or NULL without labels; index
- * (B) int64, the samples' positions from 1. All stay NULL when the epoch is over. A batch that
- * fails is made again by the next call. */
+/* The next batch: x[0..views) each (B,C,H,W) float32, where the images lie; on the CPU y (B) int64,
+ * or NULL without labels, and index (B) int64, the samples' positions from 1. All stay NULL when
+ * the epoch is over. A batch that fails is made again by the next call. */
 ln_status ln_loader_next(ln_loader *l, ln_tensor **x, ln_tensor **y, ln_tensor **index);
 int64_t ln_loader_batches(const ln_loader *l); /* in an epoch */
 void ln_loader_info(ln_loader_stats *out, ln_loader *l);

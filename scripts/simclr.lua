@@ -4,7 +4,8 @@
 --   ./lunce scripts/simclr.lua --loss=weince --out=runs/weince
 --
 -- ends with knn and linear near 0.96 (nt_xent: 0.97; an untrained encoder, --epochs=0: 0.93).
--- --resume=<checkpoint> goes on to the same bits as a run that was not interrupted.
+-- --resume=<checkpoint> goes on to the same bits as a run that was not interrupted, and views made
+-- with --augment=device are the same; with --device=cuda a GPU makes them, from the set it holds.
 local lunce = require "lunce"
 local progress = require "lunce.progress"
 local augment, data, eval, loss = lunce.augment, lunce.data, lunce.eval, lunce.loss
@@ -21,6 +22,8 @@ local args = lunce.args({
   features = 64,         -- width of the projection
   seed = 7,
   threads = 1,           -- loader threads
+  augment = "loader",    -- where views are made: loader (its threads), device (that holds the set)
+  device = "cpu",        -- where the encoder trains, and the set lies: cpu, cuda
   save_every = 20,       -- epochs
   out = "runs/simclr",
   resume = "",
@@ -32,12 +35,15 @@ local views = augment.chain{
   augment.random_resized_crop{ size = args.size, scale = { 0.6, 1 }, ratio = { 0.8, 1.25 } },
   augment.color_jitter{ brightness = 0.4, contrast = 0.4 },
 }
-local loader = data.loader(train, { batch = args.batch, views = 2, seed = args.seed,
-  threads = args.threads, drop_last = true, augment = views })
+local on_device = args.augment == "device"
+assert(on_device or args.augment == "loader", "simclr: --augment is loader or device")
+local loader = data.loader(on_device and train:to(args.device) or train, { batch = args.batch,
+  views = 2, seed = args.seed, threads = args.threads, drop_last = true, augment = views,
+  on_device = on_device })
 
 lunce.manual_seed(args.seed)
-local encoder = models.convnet{ channels = { 32, 64, 128 } }
-local projector = models.projector(encoder.out_features, args.features)
+local encoder = models.convnet{ channels = { 32, 64, 128 } }:to(args.device)
+local projector = models.projector(encoder.out_features, args.features):to(args.device)
 local parameters = encoder:parameters()
 for _, p in ipairs(projector:parameters()) do parameters[#parameters + 1] = p end
 local optimiser = optim.Adam(parameters, { lr = args.lr })
@@ -79,7 +85,7 @@ local function restore(path)
 end
 
 local function forward(batch)
-  local z = projector(encoder(lunce.cat(batch.x, 1)))
+  local z = projector(encoder(lunce.cat(batch.x, 1):to(args.device)))
   local B = batch.x[1]:size(1)
   return (criterion(z:narrow(1, 1, B), z:narrow(1, B + 1, B)))
 end
@@ -122,8 +128,9 @@ save(args.epochs)
 
 -- The frozen encoder: 1 nearest neighbour by cosine, and a linear probe.
 local function features(set)
-  return eval.features(encoder, data.loader(set, { batch = 500, shuffle = false,
-    augment = augment.eval{ size = args.size } }))
+  local x, y = eval.features(encoder, data.loader(set:to(args.device), { batch = 500,
+    shuffle = false, augment = augment.eval{ size = args.size } }))
+  return x:cpu(), y:cpu()
 end
 local x, y = features(train)
 local test_x, test_y = features(test)

@@ -206,6 +206,10 @@ local STEP = [[
       try(function() f():sum():backward() end)
     end
     try(function() return S():tail { pooled = true } end)
+    try(function()
+      local images = lunce.zeros(9, 3, 9, 9, { dtype = "uint8", device = "cuda" })
+      return lunce.augment.simclr({ size = 8 }):views(images, { 1, 9 }, { views = 2 })
+    end)
     try(function() return lunce.rand(50000, GPU):sum():item() end)
   end)
   print(failures)]]
@@ -489,7 +493,7 @@ describe("a device that is lost", function()
 
   it("the shim reports what kernels do wrong", function()
     if not shim then return pending "is of the shim" end
-    for _, fault in ipairs { "", "beyond", "divergent", "lonely", "brim" } do
+    for _, fault in ipairs { "", "beyond", "divergent", "lonely", "shared", "brim" } do
       assert.equal(0, os.execute(shim .. "cuda-host-check " .. fault), fault)
     end
   end)

@@ -14,7 +14,7 @@ local DEVICE = os.getenv "DEVICE" or ""
 
 -- Tests that on_device.lua can take to another device; whole networks are too slow for the host.
 local ON_DEVICE = { "cuda", "tensor", "ops", "autograd", "autocast", "random", "nn", "optim",
-  "grad_scaler", "similarity", "fused", "family", "loss", "epilogue" }
+  "grad_scaler", "similarity", "fused", "family", "loss", "epilogue", "augment" }
 local ON_GPU = { "models" }
 
 local function quote(s) return "'" .. s:gsub("'", [['\'']]) .. "'" end

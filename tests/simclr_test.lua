@@ -45,6 +45,16 @@ describe("simclr:", function()
     end
   end)
 
+  it("views made where the set lies, and another number of threads, change nothing", function()
+    local one = simclr("threads_views", "--size=8", "--epochs=1")
+    local two = simclr("device_views", "--size=8", "--epochs=1", "--augment=device", "--threads=3")
+    assert.same(one.losses, two.losses)
+    same_tensors(one.checkpoint, two.checkpoint)
+    local ok, message = pcall(simclr, "x", "--augment=gpu")
+    assert.is_false(ok)
+    assert(message:match "%-%-augment is loader or device", message)
+  end)
+
   it("another seed gives other losses", function()
     local one, two = simclr("a", "--size=8", "--epochs=1"),
       simclr("b", "--size=8", "--epochs=1", "--seed=8")

@@ -4,6 +4,7 @@
 local ffi = require "ffi"
 local lib = require "lunce.ffi"
 local tensor = require "lunce.tensor"
+local create = require "lunce.ops.create"
 local option = require "lunce.options"
 
 local C, raise, call = lib.C, lib.raise, lib.call
@@ -256,6 +257,32 @@ function Chain:apply(image, given)
   address.sample, address.view = set.sample - 1, set.view - 1
   call(C.ln_image_transform, tensor.out(), image:contiguous().h, self.steps, self.n, address)
   return tensor.take()
+end
+
+--- The views of samples of a set that a loader makes with this seed for this epoch, made on the
+--- device that holds the images, in one launch on a CUDA device: there each view with its steps has
+--- to fit in a block's shared memory (about 96 x 96 in colour), or is refused.
+---@param images lunce.Tensor (N,C,H,W) uint8, contiguous
+---@param indices lunce.Tensor|integer[] (B) int64 from 1, on any device
+---@param given { seed: integer, epoch: integer, views: integer, dtype: string }|nil
+---@return lunce.Tensor[] one (B,C,H,W) for each view; float32, or float16 or bfloat16 if asked for
+function Chain:views(images, indices, given)
+  local what = "chain:views"
+  local set = options(given, { seed = 0, epoch = 0, views = 1, dtype = "float32" }, what)
+  tensor.need(images, what, 1)
+  if type(indices) == "table" and not getmetatable(indices) then
+    indices = create.tensor(indices, { dtype = "int64", device = "cpu" })
+  end
+  local index = tensor.need(indices, what, 2):to("cpu"):contiguous()
+  for _, name in ipairs { "seed", "epoch", "views" } do
+    tensor.need_integer(set[name], what, name)
+  end
+  call(C.ln_augment, tensor.out(), tensor.dtype(set.dtype, what), images.h, index.h, self.steps,
+    self.n, set.seed, set.epoch, set.views)
+  local all, views = tensor.take(), {}
+  for v = 1, set.views do views[v] = all:select(1, v) end
+  all:free()
+  return views
 end
 
 -- ---- Presets ---------------------------------------------------------------------------------

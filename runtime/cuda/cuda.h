@@ -40,6 +40,9 @@ enum {
     WARP = 32
 };
 
+/* Bytes of shared memory that every kernel may ask for; one that asks for more is allowed it. */
+static const size_t PLAIN_SHARED = 48 << 10;
+
 /* Limits that the tests' build shrinks, so that what goes round them does so in small cases. */
 #ifndef LN_MOST_BLOCKS
 #define LN_MOST_BLOCKS (1 << 16)
@@ -59,15 +62,36 @@ static inline unsigned blocks_for(int64_t n, int64_t each = THREADS) {
     return (unsigned)(blocks < 1 ? 1 : blocks < MOST_BLOCKS ? blocks : MOST_BLOCKS);
 }
 
+/* With so many bytes of shared memory for each block, besides what the kernel declares. */
 template <typename... Parameters, typename... Arguments>
-static ln_status launch(const char *what, void (*kernel)(Parameters...), unsigned blocks,
-                        unsigned threads, Arguments... arguments) {
+static ln_status launch_shared(const char *what, void (*kernel)(Parameters...), unsigned blocks,
+                               unsigned threads, size_t bytes, Arguments... arguments) {
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(blocks);
     config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = bytes;
     config.stream = cudaStreamPerThread;
-    return cuda_check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), what);
+    cudaError_t error = cudaSuccess;
+    if (bytes > PLAIN_SHARED)
+        error = cudaFuncSetAttribute((const void *)kernel,
+                                     cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+    return cuda_check(error, what);
 }
+
+template <typename... Parameters, typename... Arguments>
+static ln_status launch(const char *what, void (*kernel)(Parameters...), unsigned blocks,
+                        unsigned threads, Arguments... arguments) {
+    return launch_shared(what, kernel, blocks, threads, 0, arguments...);
+}
+
+#ifdef __CUDACC__
+/* What launch_shared gave the block, at a multiple of 16 bytes. The tests' build has its own. */
+static inline __device__ void *shared_memory() {
+    extern __shared__ float4 block_memory[];
+    return block_memory;
+}
+#endif
 
 /* This thread's place among all of the grid, and their number. */
 static inline __device__ int64_t grid_thread() {

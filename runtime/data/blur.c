@@ -2,23 +2,17 @@
  * repeating the outermost sample. Rows, then columns. Invariant: the kernel's reach is less than
  * either side, so one reflection suffices. */
 #include "data/data.h"
+#include "pixel.h"
 
-#include <math.h>
 #include <string.h>
 
 static void fill_kernel(float *weight, int64_t size, double sigma) {
     double total = 0;
     for (int64_t k = 0; k < size; k++) {
-        double x = ((double)k - (double)(size - 1) / 2) / sigma;
-        weight[k] = (float)exp(-0.5 * x * x);
+        weight[k] = ln_gaussian(k, size, sigma);
         total += weight[k];
     }
     for (int64_t k = 0; k < size; k++) weight[k] = (float)(weight[k] / total);
-}
-
-static int64_t reflect(int64_t i, int64_t n) {
-    if (i < 0) return -i;
-    return i < n ? i : 2 * (n - 1) - i;
 }
 
 /* rows (height + 2 reach, width): the blurred rows, and before and after them their reflections. */
@@ -26,7 +20,7 @@ static void blur_rows(float *rows, const float *src, float *row, const ln_image 
                       const float *weight, int64_t kernel) {
     int64_t height = shape->height, width = shape->width, reach = kernel / 2;
     for (int64_t y = 0; y < height; y++, src += width) {
-        for (int64_t x = -reach; x < width + reach; x++) row[x + reach] = src[reflect(x, width)];
+        for (int64_t x = -reach; x < width + reach; x++) row[x + reach] = src[ln_reflect(x, width)];
         ln_weighted_sum(rows + (y + reach) * width, row, 1, weight, kernel, width);
     }
     for (int64_t y = 1; y <= reach; y++) {
@@ -37,8 +31,7 @@ static void blur_rows(float *rows, const float *src, float *row, const ln_image 
 }
 
 ln_status ln_blur(float *x, const ln_image *shape, int64_t kernel, double sigma, ln_workspace *w) {
-    /* Beyond 6.5 sigma weights are below 1e-9 of the middle's. */
-    kernel = 2 * (int64_t)fmin((double)(kernel - 1) / 2, ceil(6.5 * sigma)) + 1;
+    kernel = ln_gaussian_taps(kernel, sigma);
     int64_t height = shape->height, width = shape->width, padded = (height + kernel - 1) * width;
     float *weight = ln_workspace_get(w, LN_SLOT_WEIGHTS, (size_t)kernel * sizeof *weight);
     float *rows =

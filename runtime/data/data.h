@@ -58,12 +58,17 @@ ln_status ln_blur(float *x, const ln_image *shape, int64_t kernel, double sigma,
 /* ---- Steps (draw.c, transform.c) ---- */
 
 enum { LN_MAX_STEPS = 16, LN_MAX_DRAWN = 4 * LN_MAX_STEPS };
+enum { LN_MAX_VIEWS = 16, LN_MAX_SAMPLES = INT32_MAX };
 
 /* Checks a chain for images of this shape, and gives the shape of its results. */
 ln_status ln_steps_check(const ln_transform *steps, int n, int64_t channels, int64_t *height,
                          int64_t *width);
+/* Whether the step changes the image's size; then every view takes it, as one LN_CROP. */
+bool ln_step_sizes(const ln_transform *step);
+/* The most steps that one view takes. */
+int ln_steps_most(const ln_transform *steps, int n);
 /* The steps that one view takes, in order, with all numbers drawn: of LN_CROP to LN_NORMALIZE only,
- * at most LN_MAX_DRAWN. Returns their number. */
+ * at most ln_steps_most, which is at most LN_MAX_DRAWN. Returns their number. */
 int ln_steps_draw(ln_transform *drawn, const ln_transform *steps, int n, int64_t height,
                   int64_t width, const ln_draw_address *address);
 /* dst = src taken through drawn steps. */

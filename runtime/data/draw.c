@@ -84,13 +84,14 @@ static const char *fault_of_values(const ln_transform *s, int64_t height, int64_
     }
 }
 
-static bool changes_size(int op) {
-    return op == LN_CROP || op == LN_RANDOM_RESIZED_CROP || op == LN_RESIZE || op == LN_CENTER_CROP;
+bool ln_step_sizes(const ln_transform *step) {
+    return step->op == LN_CROP || step->op == LN_RANDOM_RESIZED_CROP || step->op == LN_RESIZE ||
+           step->op == LN_CENTER_CROP;
 }
 
 /* From the size before a step to the size after it. */
 static void step_size(const ln_transform *s, int64_t *height, int64_t *width) {
-    if (!changes_size(s->op)) return;
+    if (!ln_step_sizes(s)) return;
     if (s->op == LN_RESIZE && s->a[0] > 0) {
         int64_t h = *height, w = *width, side = (int64_t)s->a[0];
         *height = h <= w ? side : side * h / w;
@@ -115,7 +116,7 @@ ln_status ln_steps_check(const ln_transform *steps, int n, int64_t channels, int
         const ln_transform *s = steps + i;
         if (s->op < 0 || s->op > LN_COLOR_JITTER)
             return ln_fail(LN_BAD_ARGUMENT, "augment: step %d: no operation %d", i + 1, s->op);
-        bool sized = changes_size(s->op);
+        bool sized = ln_step_sizes(s);
         const char *fault =
             sized ? fault_of_size(s, *height, *width) : fault_of_values(s, *height, *width);
         if (!(s->p >= 0 && s->p <= 1)) fault = "p is not 0 to 1";
@@ -217,6 +218,12 @@ static int draw_step(ln_transform *drawn, draws *d, const ln_transform *s, int64
         return draw_jitter(drawn, d, s->a);
     }
     return 1;
+}
+
+int ln_steps_most(const ln_transform *steps, int n) {
+    int most = 0;
+    for (int i = 0; i < n; i++) most += steps[i].op == LN_COLOR_JITTER ? 4 : 1;
+    return most;
 }
 
 int ln_steps_draw(ln_transform *drawn, const ln_transform *steps, int n, int64_t height,

@@ -1,8 +1,9 @@
 /* The loader: the order of an epoch's samples, its batches, and the threads that make them ahead of
- * the one who pulls them. Threads block all signals and never enter the host language. Invariants:
- * under the lock, batches below `taken` are given out, those from there to `claimed` lie in the
- * slot of their number or are being made for it, and claimed - taken <= queue; the order is written
- * only while no batch is being made. */
+ * the one who pulls them, but for views that a device makes when they are pulled. Threads block all
+ * signals and enter neither the host language nor a device. Invariants: under the lock, batches
+ * below `taken` are given out, those from there to `claimed` lie in the slot of their number or are
+ * being made for it, and claimed - taken <= queue; the order is written only while no batch is
+ * being made. */
 #include "data/data.h"
 
 #include <pthread.h>
@@ -13,10 +14,10 @@
 
 #include "random.h"
 
-enum { MAX_VIEWS = 16, MAX_THREADS = 256, MAX_SAMPLES = INT32_MAX };
+enum { MAX_THREADS = 256 };
 
 typedef struct {
-    ln_tensor *x[MAX_VIEWS], *y, *index;
+    ln_tensor *x[LN_MAX_VIEWS], *y, *index;
 } batch;
 
 /* FAILED: left to the puller, who makes the batch again and so has the message in its thread. */
@@ -66,7 +67,7 @@ static double now(void) {
 /* ---- Batches ---- */
 
 static void batch_release(batch *b) {
-    for (int i = 0; i < MAX_VIEWS; i++) ln_tensor_release(b->x[i]);
+    for (int i = 0; i < LN_MAX_VIEWS; i++) ln_tensor_release(b->x[i]);
     ln_tensor_release(b->y);
     ln_tensor_release(b->index);
     *b = (batch){0};
@@ -75,7 +76,7 @@ static void batch_release(batch *b) {
 static ln_status batch_new(batch *b, const ln_loader *l, int64_t n) {
     int64_t shape[4] = {n, l->images->shape[1], l->height, l->width};
     ln_status status;
-    for (int v = 0; v < l->options.views; v++)
+    for (int v = 0; v < l->options.views && !l->options.on_device; v++)
         LN_TRY(ln_tensor_empty(&b->x[v], LN_FLOAT32, LN_CPU, 4, shape));
     LN_TRY(ln_tensor_empty(&b->index, LN_INT64, LN_CPU, 1, &n));
     if (l->labels != NULL) LN_TRY(ln_tensor_empty(&b->y, LN_INT64, LN_CPU, 1, &n));
@@ -94,7 +95,7 @@ static ln_status make_sample(batch *b, const ln_loader *l, int64_t row, int64_t 
     int64_t in = shape[1] * shape[2] * shape[3], out = shape[1] * l->height * l->width;
     ln_image image = {l->images->data + sample * in, true, shape[1], shape[2], shape[3]};
     ln_status status = LN_OK;
-    for (int v = 0; v < l->options.views && status == LN_OK; v++) {
+    for (int v = 0; v < l->options.views && b->x[v] != NULL && status == LN_OK; v++) {
         ln_draw_address at = {l->options.seed, l->epoch, (uint32_t)sample, (uint32_t)v};
         ln_transform drawn[LN_MAX_DRAWN];
         int n = ln_steps_draw(drawn, l->steps, l->step_count, shape[2], shape[3], &at);
@@ -105,7 +106,20 @@ static ln_status make_sample(batch *b, const ln_loader *l, int64_t row, int64_t 
     return status;
 }
 
-/* Makes batch number `number`; on failure *b is empty. */
+/* The views of a batch, on the device of the images. */
+static ln_status make_on_device(batch *b, const ln_loader *l) {
+    ln_tensor *all = NULL;
+    ln_status status;
+    int views = l->options.views;
+    LN_TRY(ln_augment(&all, LN_FLOAT32, l->images, b->index, l->steps, l->step_count,
+                      l->options.seed, l->epoch, views));
+    for (int v = 0; v < views; v++) LN_TRY(ln_select(&b->x[v], all, 0, v));
+fail:
+    ln_tensor_release(all);
+    return status;
+}
+
+/* Makes batch number `number`, but for views on the device; on failure *b is empty. */
 static ln_status batch_make(batch *b, ln_loader *l, int64_t number, ln_workspace *w) {
     int64_t first = number * l->options.batch, n = l->share - first;
     if (n > l->options.batch) n = l->options.batch;
@@ -204,15 +218,15 @@ static void list_remove(ln_loader *l) {
 
 /* ---- Making and releasing a loader ---- */
 
-static ln_status check_set(const ln_tensor *images, const ln_tensor *labels) {
+static ln_status check_set(const ln_tensor *images, const ln_tensor *labels, bool on_device) {
     if (images == NULL || images->ndim != 4 || images->dtype != LN_UINT8 ||
-        ln_device(images) != LN_CPU || !ln_is_contiguous(images))
-        return ln_fail(LN_BAD_ARGUMENT,
-                       "loader: images are %s; contiguous (N,C,H,W) uint8 on the cpu is taken",
-                       images == NULL ? "nothing" : ln_text(images));
-    if (images->shape[0] < 1 || images->shape[0] > MAX_SAMPLES)
+        (ln_device(images) != LN_CPU && !on_device) || !ln_is_contiguous(images))
+        return ln_fail(
+            LN_BAD_ARGUMENT, "loader: images are %s; contiguous (N,C,H,W) uint8%s is taken",
+            images == NULL ? "nothing" : ln_text(images), on_device ? "" : " on the cpu");
+    if (images->shape[0] < 1 || images->shape[0] > LN_MAX_SAMPLES)
         return ln_fail(LN_BAD_ARGUMENT, "loader: %lld samples; 1 to %d are taken",
-                       (long long)images->shape[0], MAX_SAMPLES);
+                       (long long)images->shape[0], LN_MAX_SAMPLES);
     if (labels != NULL &&
         (labels->ndim != 1 || labels->shape[0] != images->shape[0] || labels->dtype != LN_INT64 ||
          ln_device(labels) != LN_CPU || !ln_is_contiguous(labels)))
@@ -223,12 +237,12 @@ static ln_status check_set(const ln_tensor *images, const ln_tensor *labels) {
 }
 
 static ln_status check_options(const ln_loader_options *o) {
-    if (o->batch < 1 || o->batch > MAX_SAMPLES)
+    if (o->batch < 1 || o->batch > LN_MAX_SAMPLES)
         return ln_fail(LN_BAD_ARGUMENT, "loader: got batch %lld; 1 or more is taken",
                        (long long)o->batch);
-    if (o->views < 1 || o->views > MAX_VIEWS)
+    if (o->views < 1 || o->views > LN_MAX_VIEWS)
         return ln_fail(LN_BAD_ARGUMENT, "loader: got views %d; 1 to %d are taken", o->views,
-                       MAX_VIEWS);
+                       LN_MAX_VIEWS);
     if (o->threads < 0 || o->threads > MAX_THREADS)
         return ln_fail(LN_BAD_ARGUMENT, "loader: got threads %d; 0 to %d are taken", o->threads,
                        MAX_THREADS);
@@ -276,7 +290,7 @@ ln_status ln_loader_new(ln_loader **out, const ln_tensor *images, const ln_tenso
                         const ln_transform *steps, int n, const ln_loader_options *options) {
     ln_loader *l = NULL;
     ln_status status;
-    LN_TRY(check_set(images, labels));
+    LN_TRY(check_set(images, labels, options->on_device));
     LN_TRY(check_options(options));
     int64_t height = images->shape[2], width = images->shape[3];
     LN_TRY(ln_steps_check(steps, n, images->shape[1], &height, &width));
@@ -398,6 +412,12 @@ static ln_status next_locked(ln_loader *l, batch *b) {
         double start = now();
         status = batch_make(b, l, l->taken, &l->workspace);
         l->stats.work_seconds += now() - start;
+    }
+    if (status == LN_OK && l->options.on_device) {
+        double start = now();
+        status = make_on_device(b, l);
+        l->stats.work_seconds += now() - start;
+        if (status != LN_OK) batch_release(b);
     }
     if (status != LN_OK) return status;
     s->state = EMPTY;

@@ -2,8 +2,7 @@
  * grows with the scale when shrinking. Two separable passes, rows before columns. Invariant: the
  * weights of an output sum to 1 and reach no sample outside the box. */
 #include "data/data.h"
-
-#include <math.h>
+#include "pixel.h"
 
 /* Output i of an axis is the sum over k < taps of weight[i * taps + k] * in[first[i] + k]. */
 typedef struct {
@@ -12,53 +11,14 @@ typedef struct {
     float *weight;
 } axis;
 
-static double bilinear(double x) {
-    x = fabs(x);
-    return x < 1 ? 1 - x : 0;
-}
-
-/* Keys' cubic with a = -1/2, Pillow's choice. */
-static double bicubic(double x) {
-    x = fabs(x);
-    if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
-    return x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
-}
-
-static double filter_reach(int64_t in, int64_t out, int filter) {
-    double scale = (double)in / (double)out;
-    return (filter == LN_BICUBIC ? 2 : 1) * (scale > 1 ? scale : 1);
-}
-
-static int64_t count_taps(int64_t in, int64_t out, int filter) {
-    int64_t taps = (int64_t)ceil(2 * filter_reach(in, out, filter));
-    return taps < in ? taps : in;
-}
-
 static void fill_axis(axis *a, int64_t in, int filter) {
-    double scale = (double)in / (double)a->out, reach = filter_reach(in, a->out, filter);
-    double shrink = scale > 1 ? 1 / scale : 1;
-    for (int64_t i = 0; i < a->out; i++) {
-        double center = ((double)i + 0.5) * scale, total = 0;
-        int64_t low = (int64_t)(center - reach + 0.5), high = (int64_t)(center + reach + 0.5);
-        if (low < 0) low = 0;
-        if (high > in) high = in;
-        int64_t first = low < in - a->taps ? low : in - a->taps;
-        float *weight = a->weight + i * a->taps;
-        for (int64_t k = 0; k < a->taps; k++) {
-            double x = ((double)(first + k) - center + 0.5) * shrink;
-            bool inside = first + k >= low && first + k < high;
-            double value = inside ? (filter == LN_BICUBIC ? bicubic(x) : bilinear(x)) : 0;
-            weight[k] = (float)value;
-            total += value;
-        }
-        a->first[i] = first;
-        for (int64_t k = 0; k < a->taps; k++) weight[k] = (float)(weight[k] / total);
-    }
+    for (int64_t i = 0; i < a->out; i++)
+        a->first[i] = ln_filter_weights(a->weight + i * a->taps, i, in, a->out, a->taps, filter);
 }
 
 LN_CLONES void ln_bytes_to_float(float *restrict dst, const unsigned char *restrict src,
                                  int64_t n) {
-    for (int64_t i = 0; i < n; i++) dst[i] = (float)src[i] / 255.0f;
+    for (int64_t i = 0; i < n; i++) dst[i] = ln_from_byte(src[i]);
 }
 
 static inline void filter_row(float *restrict dst, const float *restrict src, const axis *a,
@@ -113,8 +73,8 @@ LN_CLONES void ln_weighted_sum(float *dst, const float *src, int64_t stride, con
 
 ln_status ln_resize(float *dst, int64_t height, int64_t width, const ln_image *src, ln_box box,
                     int filter, ln_workspace *w) {
-    axis lines = {height, count_taps(box.height, height, filter), NULL, NULL};
-    axis columns = {width, count_taps(box.width, width, filter), NULL, NULL};
+    axis lines = {height, ln_filter_taps(box.height, height, filter), NULL, NULL};
+    axis columns = {width, ln_filter_taps(box.width, width, filter), NULL, NULL};
     size_t weights = (size_t)(height * lines.taps + width * columns.taps) * sizeof(float);
     size_t positions = (size_t)(height + width) * sizeof(int64_t);
     lines.first = ln_workspace_get(w, LN_SLOT_WEIGHTS, positions + weights);

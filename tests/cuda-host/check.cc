@@ -17,10 +17,16 @@ static void expect(bool good, const char *what) {
 }
 
 template <typename... Parameters, typename... Arguments>
-static cudaError_t run(void (*kernel)(Parameters...), unsigned threads, Arguments... arguments) {
-    cudaLaunchConfig_t config = {dim3(2), dim3(threads), 0, NULL};
+static cudaError_t run_shared(size_t shared, void (*kernel)(Parameters...), unsigned threads,
+                              Arguments... arguments) {
+    cudaLaunchConfig_t config = {dim3(2), dim3(threads), shared, NULL};
     cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
     return error != cudaSuccess ? error : cudaStreamSynchronize(NULL);
+}
+
+template <typename... Parameters, typename... Arguments>
+static cudaError_t run(void (*kernel)(Parameters...), unsigned threads, Arguments... arguments) {
+    return run_shared(0, kernel, threads, arguments...);
 }
 
 /* ---- Kernels that are right ---- */
@@ -48,6 +54,15 @@ static __global__ void half_kernel(int *out) {
         out[threadIdx.x] = __shfl_xor_sync(0xffff0000u, (int)threadIdx.x, 1);
 }
 
+/* Each block finds its memory as new and exchanges values there. */
+static __global__ void dynamic_kernel(int *out, int n) {
+    int *memory = (int *)shared_memory(), was = memory[n - 1 - threadIdx.x];
+    __syncthreads();
+    memory[n - 1 - threadIdx.x] = (int)threadIdx.x;
+    __syncthreads();
+    out[threadIdx.x] = was == -1 ? memory[n - N + threadIdx.x] : was;
+}
+
 /* ---- Kernels that are wrong ---- */
 
 static __global__ void beyond_kernel(const int *in, int *out) {
@@ -60,6 +75,10 @@ static __global__ void divergent_kernel(int) {
 
 static __global__ void lonely_kernel(int *out) {
     if (threadIdx.x == 0) *out = __shfl_sync(0xffffffffu, 1, 0);
+}
+
+static __global__ void past_shared_kernel(int) {
+    ((char *)shared_memory())[16 + threadIdx.x] = 1;
 }
 
 /* Writes into the bytes between the end of an odd block and its guard. */
@@ -97,6 +116,16 @@ static void right_kernels(void) {
     expect(run(half_kernel, 32, device) == cudaSuccess, "half a warp runs");
     cudaMemcpyAsync(sums, device, 32 * sizeof(int), cudaMemcpyDeviceToHost, NULL);
     expect(sums[16] == 17 && sums[31] == 30, "half a warp exchanges values");
+
+    int most = 200 << 10;
+    cudaFuncSetAttribute((const void *)dynamic_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         most);
+    expect(run_shared((size_t)most, dynamic_kernel, N, device, most / 4) == cudaSuccess,
+           "a kernel that was allowed 200 KiB of shared memory has them");
+    cudaMemcpyAsync(sums, device, sizeof sums, cudaMemcpyDeviceToHost, NULL);
+    good = true;
+    for (int i = 0; i < N; i++) good &= sums[i] == N - 1 - i;
+    expect(good, "a block's dynamic shared memory is new, and its threads share it");
     cudaFreeAsync(device, NULL);
 }
 
@@ -109,6 +138,12 @@ static void refusals(void) {
            "a block of 2048 threads is refused");
     expect(cudaLaunchKernelEx(&greedy, divergent_kernel, 0) == cudaErrorInvalidConfiguration,
            "300 KiB of shared memory are refused");
+    expect(run_shared(49 << 10, divergent_kernel, 7, 0) == cudaErrorInvalidValue,
+           "49 KiB are refused to a kernel that was not allowed them");
+    expect(cudaFuncSetAttribute((const void *)divergent_kernel,
+                                cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                300 << 10) == cudaErrorInvalidValue,
+           "300 KiB are allowed to none");
     expect(cudaMemcpyAsync(device, host, sizeof host + 1, cudaMemcpyHostToDevice, NULL) ==
                cudaErrorInvalidValue,
            "a copy past the end of a block is refused");
@@ -137,6 +172,9 @@ static void fault(const char *name) {
     } else if (strcmp(name, "lonely") == 0) {
         expect(run(lonely_kernel, 32, out) == cudaErrorLaunchFailure,
                "a shuffle that one of 32 lanes reaches is reported");
+    } else if (strcmp(name, "shared") == 0) {
+        expect(run_shared(16, past_shared_kernel, 1, 0) == cudaErrorIllegalAddress,
+               "a write past the end of shared memory is an illegal address");
     } else if (strcmp(name, "brim") == 0) {
         expect(run(brim_kernel, 1, odd) == cudaSuccess, "the write lands before the guard");
         expect(cudaFreeAsync(odd, NULL) == cudaErrorIllegalAddress,

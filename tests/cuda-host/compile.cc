@@ -120,5 +120,5 @@ ln_status cuda_run(const compiled *kernel, unsigned blocks, unsigned threads, co
     call c = {kernel, argument};
     config.gridDim = dim3(blocks);
     config.blockDim = dim3(threads);
-    return cuda_check(cuda_host_launch(&config, run_thread, &c), what);
+    return cuda_check(cuda_host_launch(&config, (const void *)kernel, run_thread, &c), what);
 }

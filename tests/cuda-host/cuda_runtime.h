@@ -51,6 +51,8 @@ struct cudaDeviceProp {
     char name[256];
 };
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device);
+typedef enum { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 } cudaDeviceAttr;
+cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr name, int device);
 cudaError_t cudaGetDeviceCount(int *count);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDevice(int *device);
@@ -97,16 +99,21 @@ typedef struct {
     cudaStream_t stream;
 } cudaLaunchConfig_t;
 
-/* Runs thread(context) for every thread of the grid. */
-cudaError_t cuda_host_launch(const cudaLaunchConfig_t *config, void (*thread)(void *context),
-                             void *context);
+/* How much dynamic shared memory a kernel's blocks may have, where that is more than 48 KiB. */
+typedef enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 } cudaFuncAttribute;
+cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute name, int value);
+
+/* Runs thread(context), which calls the kernel, for every thread of the grid. */
+cudaError_t cuda_host_launch(const cudaLaunchConfig_t *config, const void *kernel,
+                             void (*thread)(void *context), void *context);
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(Parameters...),
                                Arguments &&...arguments) {
     auto thread = [&] { kernel(Parameters(arguments)...); };
     return cuda_host_launch(
-        config, [](void *context) { (*(decltype(thread) *)context)(); }, &thread);
+        config, (const void *)kernel, [](void *context) { (*(decltype(thread) *)context)(); },
+        &thread);
 }
 
 #endif

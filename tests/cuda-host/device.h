@@ -28,6 +28,10 @@ extern dim3 blockDim, gridDim;
 
 /* ---- What threads of a block do together ---- */
 
+/* The block's dynamic shared memory, which ends at a page that may not be touched and is filled
+ * with 0xff when the block begins. */
+void *shared_memory(void);
+
 void __syncthreads(void);
 void __syncwarp(unsigned mask = 0xffffffffu);
 

@@ -1,21 +1,24 @@
 /* Kernels on the host: a grid's blocks one after another, a block's threads as fibres that run
- * until they finish or have to wait for others. Holds launches, barriers and what a warp does
- * together. Invariants: one kernel runs at a time; a barrier lets its threads go when all have
- * come, and one that cannot be reached by all ends the kernel as a fault, as does a bad access to
- * memory.
+ * until they finish or have to wait for others. Holds launches, dynamic shared memory, barriers and
+ * what a warp does together. Invariants: one kernel runs at a time; a barrier lets its threads go
+ * when all have come, and one that cannot be reached by all ends the kernel as a fault, as does a
+ * bad access to memory.
  *
  * LUNCE_CUDA_HOST_REVERSE: the last thread of a block runs first. */
 #include "host.h"
 
+#include <map>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
 
-enum { MOST_THREADS = 1024, STACK = 64 << 10, GUARD = 4096, WARP = 32, MOST_SHARED = 227 << 10 };
+enum { MOST_THREADS = 1024, STACK = 64 << 10, GUARD = 4096, WARP = 32 };
+enum { MOST_SHARED = 227 << 10, PLAIN_SHARED = 48 << 10, ALIGNMENT = 16 };
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -33,6 +36,8 @@ struct fibre {
 static struct {
     pthread_mutex_t lock;
     char *stacks;
+    char *shared_end; /* of the largest dynamic shared memory: a guard page */
+    size_t shared_bytes;
     struct fibre fibres[MOST_THREADS];
     int count, current; /* threads of a block; the one that runs, or -1: the scheduler */
     int in[STATES];     /* how many are in each state */
@@ -41,7 +46,11 @@ static struct {
     void (*thread)(void *context);
     void *context;
     cudaError_t fault;
-} run = {PTHREAD_MUTEX_INITIALIZER, NULL, {}, 0, -1, {}, false, NULL, NULL, NULL, cudaSuccess};
+} run = {
+    PTHREAD_MUTEX_INITIALIZER, NULL, NULL, 0, {}, 0, -1, {}, false, NULL, NULL, NULL, cudaSuccess};
+
+/* Kernels that were allowed more shared memory than others. */
+static std::map<const void *, int> &allowed = *new std::map<const void *, int>;
 
 /* ---- Fibres ---- */
 
@@ -119,13 +128,16 @@ static void on_fault(int signal_number, siginfo_t *info, void *where) {
 
 static bool prepare(void) {
     if (run.stacks != NULL) return true;
-    size_t bytes = (size_t)MOST_THREADS * (STACK + GUARD);
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                   -1, 0);
+    size_t stacks = (size_t)MOST_THREADS * (STACK + GUARD);
+    size_t shared = (MOST_SHARED + GUARD - 1) / GUARD * GUARD;
+    void *p = mmap(NULL, stacks + shared + GUARD, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) return false;
     run.stacks = (char *)p;
+    run.shared_end = run.stacks + stacks + shared;
     for (int i = 0; i < MOST_THREADS; i++)
         mprotect(run.stacks + (size_t)i * (STACK + GUARD), GUARD, PROT_NONE);
+    mprotect(run.shared_end, GUARD, PROT_NONE);
     run.reverse = getenv("LUNCE_CUDA_HOST_REVERSE") != NULL;
     struct sigaction action = {};
     action.sa_sigaction = on_fault;
@@ -170,7 +182,12 @@ static bool release(void) {
     return released;
 }
 
+void *shared_memory(void) {
+    return run.shared_end - (run.shared_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
 static void run_block(void) {
+    memset(shared_memory(), 0xff, run.shared_bytes);
     for (int i = 0; i < STATES; i++) run.in[i] = 0;
     for (int i = 0; i < run.count; i++) start(i);
     run.in[READY] = run.count;
@@ -182,8 +199,27 @@ static void run_block(void) {
     while (run.fault == cudaSuccess && run.in[DONE] < run.count && release());
 }
 
-cudaError_t cuda_host_launch(const cudaLaunchConfig_t *config, void (*thread)(void *context),
-                             void *context) {
+cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr, int) {
+    *value = MOST_SHARED;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute, int value) {
+    if (value < 0 || value > MOST_SHARED) return cudaErrorInvalidValue;
+    pthread_mutex_lock(&run.lock);
+    allowed[kernel] = value;
+    pthread_mutex_unlock(&run.lock);
+    return cudaSuccess;
+}
+
+/* Under the lock. */
+static size_t shared_limit(const void *kernel) {
+    auto found = allowed.find(kernel);
+    return found == allowed.end() ? (size_t)PLAIN_SHARED : (size_t)found->second;
+}
+
+cudaError_t cuda_host_launch(const cudaLaunchConfig_t *config, const void *kernel,
+                             void (*thread)(void *context), void *context) {
     cudaError_t error = cuda_host_begin();
     if (error != cudaSuccess) return error;
     dim3 grid = config->gridDim, block = config->blockDim;
@@ -193,10 +229,15 @@ cudaError_t cuda_host_launch(const cudaLaunchConfig_t *config, void (*thread)(vo
         return cudaErrorInvalidConfiguration;
     pthread_mutex_lock(&run.lock);
     if (!prepare()) abort();
+    if (config->dynamicSmemBytes > shared_limit(kernel)) {
+        pthread_mutex_unlock(&run.lock);
+        return cudaErrorInvalidValue;
+    }
     cuda_host_open();
     blockDim = block;
     gridDim = grid;
     run.count = (int)threads;
+    run.shared_bytes = config->dynamicSmemBytes;
     run.thread = thread;
     run.context = context;
     run.fault = cudaSuccess;

@@ -64,8 +64,18 @@ function Set:subset(indices)
     end
     indices = create.tensor(indices, { dtype = "int64" })
   end
-  local labels = self.labels and self.labels:index_select(1, indices)
-  return M.set(self.images:index_select(1, indices), labels, self.class_names)
+  local function chosen(t) return t and t:index_select(1, indices:to(t.device)) end
+  return M.set(chosen(self.images), chosen(self.labels), self.class_names)
+end
+
+--- The set with its tensors on a device: itself where they are there.
+---@param device string "cpu", "cuda" or "cuda:<number>"
+---@return lunce.Set
+function Set:to(device)
+  tensor.device(device, "set:to")
+  local images, labels = self.images:to(device), self.labels and self.labels:to(device)
+  if images == self.images and labels == self.labels then return self end
+  return setmetatable({ images = images, labels = labels, class_names = self.class_names }, Set)
 end
 
 --- Two sets, the first with this part of every class (rounded), the second with the rest. Which
@@ -106,24 +116,25 @@ end
 -- ---- Loaders ---------------------------------------------------------------------------------
 
 ---@class lunce.Batch
----@field x lunce.Tensor[] one (B,C,H,W) float32 for each view
----@field y lunce.Tensor|nil (B) int64
----@field index lunce.Tensor (B) int64: positions in the set
+---@field x lunce.Tensor[] one (B,C,H,W) float32 for each view, on the set's device
+---@field y lunce.Tensor|nil (B) int64, likewise
+---@field index lunce.Tensor (B) int64 on the CPU: positions in the set
 
 ---@class lunce.Loader
 local Loader = { __name = "loader" }
 Loader.__index = Loader
 
 local defaults = { batch = false, views = 1, seed = 0, threads = 1, queue = 0, augment = false,
-  shuffle = true, drop_last = false, limit = false, rank = 1, world = 1 }
+  shuffle = true, drop_last = false, limit = false, rank = 1, world = 1, on_device = false }
 
-local function struct_of(set)
+local function struct_of(set, on_device)
   for _, name in ipairs { "batch", "views", "seed", "threads", "queue", "rank", "world" } do
     tensor.need_integer(set[name], "data.loader", name)
   end
   return ffi.new("ln_loader_options", { seed = set.seed, batch = set.batch, views = set.views,
     threads = set.threads, queue = set.queue > 0 and set.queue or math.max(2, 2 * set.threads),
-    shuffle = set.shuffle, drop_last = set.drop_last, rank = set.rank - 1, world = set.world })
+    on_device = on_device, shuffle = set.shuffle, drop_last = set.drop_last, rank = set.rank - 1,
+    world = set.world })
 end
 
 local function limited(t, n)
@@ -134,7 +145,8 @@ end
 --- of samples is a function of (seed, epoch), a view of (seed, epoch, sample, view).
 --- batch: samples in one; augment: a chain (none: 0..255 to 0..1 only); limit: the first samples
 --- only; queue: batches made ahead (0: two for each thread); rank of world (from 1): every world-th
---- sample.
+--- sample; on_device: views are made by the device that holds the set, when a batch is asked for,
+--- and always are where that is a CUDA device (chain:views); to the bit the same but for blurs.
 ---@param source lunce.Set
 ---@param given table
 ---@return lunce.Loader
@@ -150,11 +162,13 @@ function M.loader(source, given)
   if set.limit then tensor.need_integer(set.limit, "data.loader", "limit") end
   local images = limited(source.images, set.limit):contiguous()
   local labels = limited(source.labels, set.limit)
-  labels = labels and labels:contiguous()
+  labels = labels and labels:to("cpu"):contiguous()
+  local device = images.device
+  local struct = struct_of(set, set.on_device and true or device ~= "cpu")
   local box = ffi.new "ln_loader *[1]"
-  call(C.ln_loader_new, box, images.h, labels and labels.h, chain.steps, chain.n, struct_of(set))
+  call(C.ln_loader_new, box, images.h, labels and labels.h, chain.steps, chain.n, struct)
   return setmetatable({ h = ffi.gc(box[0], C.ln_loader_release), views = set.views, begun = 0,
-    x = ffi.new("ln_tensor *[?]", set.views), y = ffi.new "ln_tensor *[1]",
+    device = device, x = ffi.new("ln_tensor *[?]", set.views), y = ffi.new "ln_tensor *[1]",
     index = ffi.new "ln_tensor *[1]" }, Loader)
 end
 
@@ -167,9 +181,10 @@ local function pull(self)
   local boxes, y, index = self.x, self.y, self.index
   call(C.ln_loader_next, handle_of(self), boxes, y, index)
   if index[0] == nil then return nil end
-  local x = {}
-  for v = 1, self.views do x[v] = tensor.wrap(boxes[v - 1]) end
-  return { x = x, y = y[0] ~= nil and tensor.wrap(y[0]) or nil, index = tensor.wrap(index[0]) }
+  local batch = { x = {}, index = tensor.wrap(index[0]) }
+  for v = 1, self.views do batch.x[v] = tensor.wrap(boxes[v - 1]) end
+  if y[0] ~= nil then batch.y = tensor.wrap(y[0]):to(self.device) end
+  return batch
 end
 
 --- Iterates over the batches of an epoch: `for batch in loader:epoch(3) do`. start: the number of
