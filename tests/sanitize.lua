@@ -42,7 +42,9 @@ local function stop(...)
   os.exit(1)
 end
 
-local function is_command(path) return os.execute("command -v " .. quote(path) .. " >/dev/null 2>&1") == 0 end
+local function is_command(path)
+  return os.execute("command -v " .. quote(path) .. " >/dev/null 2>&1") == 0
+end
 
 local function sanitizer()
   local home = os.getenv "CUDA_HOME" or "/usr/local/cuda"

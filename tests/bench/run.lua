@@ -207,26 +207,30 @@ local function gpu_tools()
   return { python = args.python, torch = torch, peer_device = device }
 end
 
+local function stop(why)
+  io.stderr:write("bench: ", why, "\n")
+  os.exit(1)
+end
+
 -- The device's model; ends the bench where it has nothing to measure.
 local function gpu_model()
   local available, reason = lunce.cuda.is_available()
-  if not available then error("bench: " .. reason, 0) end
+  if not available then stop(reason) end
   local model = lunce.cuda.get_device_name()
   if model == "cuda-host" and not args.quick then
-    error("bench: kernels on the host are not measured; --quick tries the script", 0)
+    stop "kernels on the host are not measured; --quick tries the script"
   end
   return model
 end
 
 local NOTE = "Medians, the sides in turn. The ratio is lunce's figure over PyTorch's, the median "
-  .. "over the rounds. A share is of the rate of a product of 8192 x 8192 in the same precision, the "
-  .. "loss counted with 4 R^2 d operations for R rows (weince 5). Memory is what the pools of both "
-  .. "took from the device, inputs included. PyTorch computes a loss as a dense matrix, eagerly."
+  .. "over the rounds. A share is of the rate of a product of 8192 x 8192 in the same precision, "
+  .. "the loss counted with 4 R^2 d operations for R rows (weince 5). Memory is what the pools of "
+  .. "both took from the device, inputs included. PyTorch computes losses as dense matrices."
 local TRIAL = "This is no measurement: sizes are too small, and the device may be the host."
 
 -- Where results go and what their file says, but for the results.
-local function gpu_run(rows, torch)
-  local model = gpu_model()
+local function gpu_run(rows, torch, model)
   local slug = results_file.slug(model)
   local path = "tests/bench/results-" .. slug .. ".md"
   local title, note = "lunce on " .. model, NOTE
@@ -259,7 +263,7 @@ local function main()
   print_row("medians", "unit", "lunce", "beside", "PyTorch", "ratio", "target", "read", "")
   local rows = ON_GPU and assert(loadfile "tests/bench/rows_cuda.lua")(args.quick) or cpu_rows()
   local path, run, results = nil, nil, {}
-  if ON_GPU then path, run = gpu_run(rows, torch) end
+  if ON_GPU then path, run = gpu_run(rows, torch, model) end
   for _, row in ipairs(rows) do
     if row.name:find(args.only, 1, true) then
       local result = measure(row, tools)
