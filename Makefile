@@ -189,6 +189,9 @@ asan: asan-build ## run the tests under AddressSanitizer and UBSan, with the JIT
 	$(ASAN) tests/run.lua
 	$(ASAN) -e 'jit.off()' tests/run.lua
 
+sanitize-cuda: all ## run a reduced table of tests under compute-sanitizer, on a GPU
+	./lunce tests/sanitize.lua
+
 fuzz: asan-build ## damage files at random and read them under the same sanitizers
 	$(ASAN) tests/fuzz/readers.lua
 
@@ -199,8 +202,8 @@ tsan: ## run the loader's tests under ThreadSanitizer
 	OMP_NUM_THREADS=1 $(call under,tsan) build/tsan/lunce --threads=1 tests/run.lua \
 	  tests/loader_test.lua
 
-bench: all ## measure, beside PyTorch where it is installed
-	./lunce tests/bench/run.lua
+bench: all ## measure, beside PyTorch where it is installed (DEVICE=cuda: on a GPU)
+	DEVICE=$(DEVICE) ./lunce tests/bench/run.lua
 
 stress: all ## run the memory campaigns in full, and under valgrind
 	./lunce tests/stress/run.lua
@@ -219,7 +222,7 @@ clean: ## remove what was built
 	rm -rf build lunce
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
-.PHONY: all library program cuda-host demo test deps check format asan-build asan fuzz tsan bench \
-  stress install dist clean help
+.PHONY: all library program cuda-host demo test deps check format asan-build asan sanitize-cuda \
+  fuzz tsan bench stress install dist clean help

@@ -3,14 +3,17 @@
 --
 --   ./lunce tests/run.lua [tests/tensor_test.lua ...]
 --   ./lunce -e 'jit.off()' tests/run.lua       options of the program reach the children
+--   ./lunce tests/run.lua --filter='^masks' tests/similarity_test.lua   options are busted's
 --   DEVICE=cuda ./lunce tests/run.lua          the tests of operators, on a GPU
 --
 -- Without DEVICE, all tests run on the CPU, and then those of operators on the CUDA backend's
 -- kernels too: on the host, by the shim of tests/cuda-host/, where that was built.
 --
+-- LUNCE_TEST_UNDER is a command that each file's process runs under; what it fails with counts.
 -- One file through busted itself: busted --lua=luajit tests/tensor_test.lua
 local SECONDS = tonumber(os.getenv "LUNCE_TEST_SECONDS" or 400) -- given to a file
 local DEVICE = os.getenv "DEVICE" or ""
+local UNDER = os.getenv "LUNCE_TEST_UNDER" or ""
 
 -- Tests that on_device.lua can take to another device; whole networks are too slow for the host.
 local ON_DEVICE = { "cuda", "tensor", "ops", "autograd", "autocast", "random", "nn", "optim",
@@ -73,10 +76,11 @@ local function output_handler(options)
   return handler
 end
 
-local function run_here(file)
+-- given: busted's options and the file.
+local function run_here(given)
   if DEVICE ~= "" then require "tests.on_device" end
   package.preload["busted.outputHandlers.lunce"] = function() return output_handler end
-  rawset(_G, "arg", { "--output=lunce", "--lpath=", file, [0] = "busted" })
+  rawset(_G, "arg", { [0] = "busted", "--output=lunce", "--lpath=", unpack(given) })
   pcall(require "busted.runner", { standalone = false })
 end
 
@@ -90,12 +94,13 @@ local function command()
   return table.concat(words, " ")
 end
 
-local function run_file(file, environment)
+local function run_file(file, environment, options)
   local counts, status
   -- timeout makes a process group, so that a hanging file ends with all it started, and hears of
   -- Ctrl-C only through the trap.
-  local child = io.popen(("trap 'kill $p' INT; %s timeout -k 5 %d %s --here %s 2>&1 & p=$!; "
-    .. "wait $p; echo status $?"):format(environment, SECONDS, command(), quote(file)))
+  local child = io.popen(("trap 'kill $p' INT; %s timeout -k 5 %d %s %s --here %s%s 2>&1 & p=$!; "
+    .. "wait $p; echo status $?"):format(environment, SECONDS, UNDER, command(), options,
+    quote(file)))
   for line in child:lines() do
     local passed, failed, skipped = line:match("^(%d+) passed, (%d+) failed, (%d+) skipped$")
     status = tonumber(line:match("^status (%d+)$"))
@@ -119,11 +124,11 @@ end
 local here = arg[0]:match("^(.*)/") or "."
 local total = { 0, 0, 0 }
 
--- where: what is added to a file's name; environment: of its process.
-local function run_files(files, where, environment)
+-- where: what is added to a file's name; environment: of its process; options: busted's.
+local function run_files(files, where, environment, options)
   for _, file in ipairs(files) do
     local start = os.time()
-    local counts = run_file(file, environment)
+    local counts = run_file(file, environment, options or "")
     for i = 1, 3 do total[i] = total[i] + counts[i] end
     print(("%s%s: %d passed, %d failed, %d skipped, %d s"):format(file, where, counts[1],
       counts[2], counts[3], os.time() - start))
@@ -163,13 +168,20 @@ local function run_on_host()
 end
 
 local function main(...)
-  if ... == "--here" then return run_here((select(2, ...))) end
-  local files = { ... }
+  if ... == "--here" then return run_here { select(2, ...) } end
+  local files, options = {}, ""
+  for _, given in ipairs { ... } do
+    if given:match "^%-" then
+      options = options .. quote(given) .. " "
+    else
+      files[#files + 1] = given
+    end
+  end
   if DEVICE ~= "" then
-    run_files(files[1] and files or device_files(true), " on " .. DEVICE, "")
+    run_files(files[1] and files or device_files(true), " on " .. DEVICE, "", options)
   else
-    run_files(files[1] and files or all_files(), "", "")
-    if not files[1] then run_on_host() end
+    run_files(files[1] and files or all_files(), "", "", options)
+    if not files[1] and options == "" then run_on_host() end
   end
   print(("%d passed, %d failed, %d skipped"):format(unpack(total)))
   os.exit(total[2] > 0 and 1 or 0)

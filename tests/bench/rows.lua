@@ -6,45 +6,13 @@
 -- { most = or least =, of = side }, bounds lunce's figure, or its ratio to that of the side named;
 -- sides(tools) gives { lunce = function, [other side] = function }, without what is not there.
 local lunce = require "lunce"
-local progress = require "lunce.progress"
+local sides = require "tests.bench.sides"
 
 local LARGE = 2 ^ 24 -- float32 elements: 64 MB
 local BUILD = "build/bench/"
-
--- ---- Measuring -------------------------------------------------------------------------------
-
--- Seconds a run of fn: on the wall, its temporaries freed, after a run that only warms the caches,
--- as the other sides have one.
-local function wall(runs, fn)
-  lunce.scope(fn)
-  local start = progress.clock()
-  for _ = 1, runs do lunce.scope(fn) end
-  return (progress.clock() - start) / runs
-end
-
-local function command_wall(command)
-  local start = progress.clock()
-  assert(os.execute("exec " .. command) == 0, command .. " failed")
-  return progress.clock() - start
-end
-
--- The number that a command prints after `key`.
-local function printed(command, key)
-  local pipe = io.popen(command .. " 2>/dev/null")
-  local text = pipe:read "*a"
-  pipe:close()
-  return tonumber(text:match(key .. "([%d.]+)")) or error(command .. " printed no " .. key, 0)
-end
+local wall, command_wall, printed, asks = sides.wall, sides.command_wall, sides.printed, sides.asks
 
 -- ---- Sides -----------------------------------------------------------------------------------
-
--- A question to a server (run.lua), in `scale` of seconds or, with work, in work a second.
-local function asks(server, question, scale, work)
-  return server and function()
-    local seconds = server:ask(question)
-    return work and work / seconds or seconds * scale
-  end
-end
 
 -- 100,000 additions of one element: the processor's time, for one thread does all the work and
 -- others may be busy. The results are dropped, so that the collector's part is in it.
@@ -71,11 +39,11 @@ local function large_row(name, run, arrays, question, target)
     sides = function(tools)
       local x, y = lunce.ones(LARGE), lunce.ones(LARGE)
       local function rate(fn, n) return function() return 4e-9 * n * LARGE / wall(3, fn) end end
-      local sides = { lunce = rate(function() run(x, y) end, arrays),
+      local result = { lunce = rate(function() run(x, y) end, arrays),
         PyTorch = asks(tools.torch, question .. (" %d 3"):format(LARGE), 1, 4e-9 * arrays * LARGE),
         memcpy = asks(tools.native, ("copy %d 3"):format(4 * LARGE), 1, 8e-9 * LARGE) }
-      if target then sides.copy = rate(function() x:clone() end, 2) end
-      return sides
+      if target then result.copy = rate(function() x:clone() end, 2) end
+      return result
     end }
 end
 
