@@ -140,7 +140,8 @@ $(BUILD)/tests/liblunce_cuda.so: $(HOST_OBJS) $(BUILD)/liblunce.so
 	$(CXX) -shared $(LDFLAGS) -Wl,-z,defs,-z,nodelete $(RPATH)'$$ORIGIN/..' -o $@ $(HOST_OBJS) \
 	  -L$(BUILD) -llunce -ldl -lpthread
 
-$(BUILD)/tests/cuda-host-check: $(patsubst %,$(BUILD)/tests/cuda-host/%.o,check threads memory)
+$(BUILD)/tests/cuda-host-check: $(patsubst %,$(BUILD)/tests/cuda-host/%.o,\
+  check threads memory streams)
 	$(CXX) $(LDFLAGS) -o $@ $^ -lpthread
 
 # Compiles for devices what the host runs; needs no GPU, but NVRTC.

@@ -1,6 +1,6 @@
-/* The shim's own test, a program: that barriers, shared memory and shuffles behave, and that each
- * thing a kernel may do wrong is reported. Prints what fails; its status is the number of failures.
- */
+/* The shim's own test, a program: that barriers, shared memory, shuffles and streams behave, and
+ * that each thing a kernel or a copy may do wrong is reported. Prints what fails; its status is the
+ * number of failures. */
 #include "cuda_runtime.h"
 
 #include <stdio.h>
@@ -153,6 +153,65 @@ static void refusals(void) {
     cudaFreeAsync(device, NULL);
 }
 
+/* ---- Streams ---- */
+
+/* A copy of 1 to 4 that was asked of a stream of its own, and what goes with it. */
+struct upload {
+    cudaStream_t stream;
+    cudaEvent_t event;
+    int *from, *to;
+    cudaError_t error;
+};
+
+static upload begin_upload(bool to_own_memory) {
+    upload u = {};
+    cudaStreamCreateWithFlags(&u.stream, cudaStreamNonBlocking);
+    cudaEventCreateWithFlags(&u.event, cudaEventDisableTiming);
+    cudaHostAlloc((void **)&u.from, 4 * sizeof(int), cudaHostAllocPortable);
+    cudaMallocAsync((void **)&u.to, 4 * sizeof(int), to_own_memory ? u.stream : NULL);
+    for (int i = 0; i < 4; i++) u.from[i] = i + 1;
+    u.error = cudaMemcpyAsync(u.to, u.from, 4 * sizeof(int), cudaMemcpyHostToDevice, u.stream);
+    cudaEventRecord(u.event, u.stream);
+    return u;
+}
+
+static int third(const upload &u) {
+    int host[4];
+    cudaMemcpyAsync(host, u.to, sizeof host, cudaMemcpyDeviceToHost, NULL);
+    return host[2];
+}
+
+static void order(void) {
+    upload u = begin_upload(true), v = begin_upload(true);
+    expect(u.error == cudaSuccess && cudaEventQuery(u.event) == cudaErrorNotReady,
+           "a copy on another stream is put off");
+    expect(third(u) == -1, "who does not wait sees what was there");
+    cudaStreamWaitEvent(NULL, u.event, 0);
+    expect(third(u) == 3 && cudaEventQuery(u.event) == cudaSuccess, "who waits sees the copy");
+    v.from[2] = 7;
+    cudaStreamWaitEvent(u.stream, v.event, 0);
+    expect(third(v) == -1, "a stream that waits for another is itself waited for first");
+    cudaStreamSynchronize(u.stream);
+    expect(third(v) == 7, "a source that is rewritten too early shows");
+    cudaFreeAsync(u.to, NULL);
+    cudaFreeHost(u.from);
+    expect(cudaStreamDestroy(u.stream) == cudaSuccess, "what has ended may be freed");
+}
+
+/* Memory that a copy may not be put off to or from. */
+static void strangers(void) {
+    upload u = begin_upload(false);
+    int host[4] = {};
+    expect(u.error == cudaErrorInvalidValue, "memory that another stream asked for is refused");
+    cudaEventRecord(u.event, NULL);
+    cudaStreamWaitEvent(u.stream, u.event, 0);
+    expect(cudaMemcpyAsync(u.to, u.from, 16, cudaMemcpyHostToDevice, u.stream) == cudaSuccess,
+           "after a wait for that stream it is taken");
+    expect(cudaMemcpyAsync(u.to, host, 16, cudaMemcpyHostToDevice, u.stream) ==
+               cudaErrorInvalidValue,
+           "a source that is not pinned is refused");
+}
+
 /* Each in a process of its own, for it loses the device. */
 static void fault(const char *name) {
     int *in, *out;
@@ -179,6 +238,12 @@ static void fault(const char *name) {
         expect(run(brim_kernel, 1, odd) == cudaSuccess, "the write lands before the guard");
         expect(cudaFreeAsync(odd, NULL) == cudaErrorIllegalAddress,
                "a write past an odd end is found when the block is freed");
+    } else if (strcmp(name, "source") == 0) {
+        expect(cudaFreeHost(begin_upload(true).from) == cudaErrorIllegalAddress,
+               "a source that is freed too early is reported");
+    } else if (strcmp(name, "destination") == 0) {
+        expect(cudaFreeAsync(begin_upload(true).to, NULL) == cudaErrorIllegalAddress,
+               "a destination that is freed too early is reported");
     } else {
         printf("cuda-host: there is no fault %s\n", name);
         failures++;
@@ -191,6 +256,8 @@ int main(int argc, char **argv) {
     } else {
         right_kernels();
         refusals();
+        order();
+        strangers();
     }
     return failures;
 }

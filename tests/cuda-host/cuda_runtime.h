@@ -2,7 +2,8 @@
  * their kernels run there, a block at a time, its threads as fibres. Holds declarations and the
  * typed launch; what kernels use is in device.h. Invariants: whatever a real device would refuse or
  * lose is refused or lost here, and more: accesses one past a block of memory, barriers that not
- * all threads reach, and device memory that host code touches. See threads.cc and memory.cc. */
+ * all threads reach, device memory that host code touches, and memory that is freed under a copy.
+ * See threads.cc, memory.cc and streams.cc. */
 #ifndef LN_CUDA_HOST_RUNTIME_H
 #define LN_CUDA_HOST_RUNTIME_H
 #include <math.h>
@@ -25,6 +26,7 @@ typedef enum {
     cudaErrorInvalidDevice = 101,
     cudaErrorECCUncorrectable = 214,
     cudaErrorNvlinkUncorrectable = 220,
+    cudaErrorNotReady = 600,
     cudaErrorIllegalAddress = 700,
     cudaErrorLaunchTimeout = 702,
     cudaErrorContextIsDestroyed = 709,
@@ -41,7 +43,7 @@ const char *cudaGetErrorName(cudaError_t error);
 const char *cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetLastError(void);
 
-/* ---- Devices, streams, memory: everything is done when a call returns ---- */
+/* ---- Devices, streams, memory ---- */
 
 typedef struct cuda_host_stream *cudaStream_t;
 typedef struct cuda_host_pool *cudaMemPool_t;
@@ -56,7 +58,20 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr name, int device);
 cudaError_t cudaGetDeviceCount(int *count);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDevice(int *device);
+
+/* On the thread's own stream everything is done when a call returns; on another one as late as
+ * possible: see streams.cc. */
+typedef struct cuda_host_event *cudaEvent_t;
+enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventQuery(cudaEvent_t event);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
 
 typedef enum {
     cudaMemPoolAttrReleaseThreshold,

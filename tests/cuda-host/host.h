@@ -1,4 +1,4 @@
-/* Between the files of the shim: faults and the door to device memory. */
+/* Between the files of the shim: faults, the door to device memory, and copies put off. */
 #ifndef LN_CUDA_HOST_HOST_H
 #define LN_CUDA_HOST_HOST_H
 #include "cuda_runtime.h"
@@ -12,5 +12,28 @@ cudaError_t cuda_host_begin(void);
 /* Between these the calling thread may touch device memory. */
 void cuda_host_open(void);
 void cuda_host_close(void);
+
+/* ---- Copies (memory.cc) that wait in a stream (streams.cc) ---- */
+
+struct cuda_host_copy {
+    void *dst;
+    const void *src;
+    size_t bytes;
+    cudaMemcpyKind kind;
+};
+
+/* Does it now; fails where either end is not what the kind says. */
+cudaError_t cuda_host_do(const cuda_host_copy &copy);
+/* Does it when something waits for what was asked of the stream. */
+void cuda_host_put_off(cudaStream_t stream, const cuda_host_copy &copy);
+/* Whether p lies in the block that begins there. */
+bool cuda_host_holds(const void *block, const void *p);
+/* A fault where a copy that is put off reads or writes the block. */
+void cuda_host_check_free(const void *block);
+
+/* Counts what is asked of the threads' own streams and matters to others: allocations, events. */
+long cuda_host_tick(void);
+/* Whether what is asked of the stream next comes after this of the threads' own streams. */
+bool cuda_host_is_after(cudaStream_t stream, long tick);
 
 #endif

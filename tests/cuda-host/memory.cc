@@ -1,6 +1,7 @@
-/* Devices of host memory: two of them. A block of device memory ends at a page that may not be
- * touched, is filled with 0xff (not a number, -1) when new, and lies under a protection key that
- * opens for kernels and copies only. Invariant: after a fault every call fails with it.
+/* Devices of host memory: two of them, and pinned memory. A block of device memory ends at a page
+ * that may not be touched, is filled with 0xff (not a number, -1) when new, and lies under a
+ * protection key that opens for kernels and copies only. Invariant: after a fault every call fails
+ * with it.
  *
  * LUNCE_CUDA_HOST_BYTES: the memory of each device (4 GiB where not given);
  * LUNCE_CUDA_HOST_FAULT: the number of the launch that loses the device;
@@ -25,10 +26,13 @@ struct block {
     char *start; /* of the mapping, whose last page is the guard */
     size_t bytes, mapped;
     int device;
+    cudaStream_t stream; /* that asked for it */
+    long tick;           /* when */
 };
 
 /* Never destroyed: tensors may be released while the process ends. */
 static std::map<char *, block> &blocks = *new std::map<char *, block>;
+static std::map<char *, size_t> &pinned = *new std::map<char *, size_t>;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static size_t used[DEVICES];
 static int key = -2; /* the protection key; -1 where the processor has none */
@@ -80,6 +84,7 @@ const char *cudaGetErrorName(cudaError_t error) {
     case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
     case cudaErrorInvalidConfiguration: return "cudaErrorInvalidConfiguration";
     case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
+    case cudaErrorNotReady: return "cudaErrorNotReady";
     case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
     case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
     default: return "another error";
@@ -117,10 +122,6 @@ cudaError_t cudaGetDevice(int *device) {
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamSynchronize(cudaStream_t) {
-    return fault;
-}
-
 static size_t total(void) {
     return (size_t)setting("LUNCE_CUDA_HOST_BYTES", 4L << 30);
 }
@@ -140,7 +141,7 @@ static block *find(const void *p, size_t bytes) {
     return (char *)p + bytes <= start + b.bytes ? &b : NULL;
 }
 
-cudaError_t cudaMallocAsync(void **p, size_t bytes, cudaStream_t) {
+cudaError_t cudaMallocAsync(void **p, size_t bytes, cudaStream_t stream) {
     if (fault != cudaSuccess) return fault;
     if (bytes == 0) return cudaErrorInvalidValue;
     if (bytes > total() - used[current_device]) return cudaErrorMemoryAllocation;
@@ -156,7 +157,7 @@ cudaError_t cudaMallocAsync(void **p, size_t bytes, cudaStream_t) {
     pthread_mutex_lock(&lock);
     if (key == -2) key = pkey_alloc(0, PKEY_DISABLE_ACCESS);
     if (key > 0) pkey_mprotect(start, pages, PROT_READ | PROT_WRITE, key);
-    blocks[data] = {start, bytes, pages + PAGE, current_device};
+    blocks[data] = {start, bytes, pages + PAGE, current_device, stream, cuda_host_tick()};
     used[current_device] += bytes;
     pthread_mutex_unlock(&lock);
     *p = data;
@@ -179,6 +180,7 @@ static void check_pad(const char *data, const block &b) {
 }
 
 cudaError_t cudaFreeAsync(void *p, cudaStream_t) {
+    cuda_host_check_free(p);
     pthread_mutex_lock(&lock);
     auto found = blocks.find((char *)p);
     bool known = found != blocks.end();
@@ -195,12 +197,20 @@ cudaError_t cudaFreeAsync(void *p, cudaStream_t) {
 cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned) {
     if (fault != cudaSuccess) return fault;
     *p = aligned_alloc(PAGE, (bytes + PAGE - 1) / PAGE * PAGE);
-    return *p == NULL ? cudaErrorMemoryAllocation : cudaSuccess;
+    if (*p == NULL) return cudaErrorMemoryAllocation;
+    pthread_mutex_lock(&lock);
+    pinned[(char *)*p] = bytes;
+    pthread_mutex_unlock(&lock);
+    return cudaSuccess;
 }
 
 cudaError_t cudaFreeHost(void *p) {
-    free(p);
-    return fault;
+    cuda_host_check_free(p);
+    pthread_mutex_lock(&lock);
+    bool known = pinned.erase((char *)p) > 0;
+    pthread_mutex_unlock(&lock);
+    if (known) free(p);
+    return known ? fault : cudaErrorInvalidValue;
 }
 
 /* ---- The pool, which caches nothing: so that what was released cannot be touched ---- */
@@ -225,6 +235,17 @@ cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolAttr, void *v
 
 /* ---- Copies ---- */
 
+bool cuda_host_holds(const void *block, const void *p) {
+    pthread_mutex_lock(&lock);
+    auto host = pinned.find((char *)block);
+    auto device = blocks.find((char *)block);
+    size_t bytes = host != pinned.end()     ? host->second
+                   : device != blocks.end() ? device->second.bytes
+                                            : 0;
+    pthread_mutex_unlock(&lock);
+    return (const char *)p >= (const char *)block && (const char *)p < (const char *)block + bytes;
+}
+
 static bool is_sound(const void *p, size_t bytes, bool on_device) {
     pthread_mutex_lock(&lock);
     bool known = find(p, bytes) != NULL, touches = known || find(p, 0) != NULL;
@@ -232,14 +253,43 @@ static bool is_sound(const void *p, size_t bytes, bool on_device) {
     return on_device ? known : !touches;
 }
 
-cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
-                            cudaStream_t) {
-    bool up = kind == cudaMemcpyHostToDevice, down = kind == cudaMemcpyDeviceToHost;
+static bool ends_are_sound(const cuda_host_copy &c) {
+    bool up = c.kind == cudaMemcpyHostToDevice, down = c.kind == cudaMemcpyDeviceToHost;
+    return is_sound(c.dst, c.bytes, !down) && is_sound(c.src, c.bytes, !up);
+}
+
+cudaError_t cuda_host_do(const cuda_host_copy &c) {
     if (fault != cudaSuccess) return fault;
-    if (!is_sound(dst, bytes, !down) || !is_sound(src, bytes, !up)) return cudaErrorInvalidValue;
+    if (!ends_are_sound(c)) return cudaErrorInvalidValue;
     cuda_host_open();
-    memmove(dst, src, bytes);
+    memmove(c.dst, c.src, c.bytes);
     cuda_host_close();
+    return cudaSuccess;
+}
+
+/* A device reads later only from pinned memory, and writes what was allocated before. */
+static bool may_be_put_off(const cuda_host_copy &c, cudaStream_t stream) {
+    if (c.kind != cudaMemcpyHostToDevice || !ends_are_sound(c)) return false;
+    pthread_mutex_lock(&lock);
+    auto from = pinned.upper_bound((char *)c.src);
+    bool good = from != pinned.begin();
+    if (good) {
+        --from;
+        good = (char *)c.src + c.bytes <= from->first + from->second;
+    }
+    const block *to = find(c.dst, c.bytes);
+    good &= to->stream == stream || cuda_host_is_after(stream, to->tick);
+    pthread_mutex_unlock(&lock);
+    return good;
+}
+
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
+    cuda_host_copy copy = {dst, src, bytes, kind};
+    if (stream == cudaStreamPerThread) return cuda_host_do(copy);
+    if (fault != cudaSuccess) return fault;
+    if (!may_be_put_off(copy, stream)) return cudaErrorInvalidValue;
+    cuda_host_put_off(stream, copy);
     return cudaSuccess;
 }
 
