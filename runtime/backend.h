@@ -57,6 +57,7 @@ struct ln_storage {
     size_t bytes; /* of the whole block: what the device's live bytes count */
     void *data;   /* 64-byte aligned; after the storage, or what a driver gave */
     bool pinned;  /* on the CPU, but from CUDA's driver */
+    void *upload; /* atomic; the driver's mark of an upload that it is an end of: see ln_settle */
     ln_tensor whole;
 };
 
@@ -65,9 +66,13 @@ struct ln_storage {
 /* Counts a CUDA device from now on. Called once for each, before its number is given out. */
 void ln_memory_open(int device, int64_t total_bytes, int64_t available_bytes);
 
+/* PINNED: on the CPU, from CUDA's driver. AHEAD: on a CUDA device, and an upload may write it while
+ * what the thread asked before is still under way. */
+typedef enum { LN_USUAL, LN_PINNED, LN_AHEAD } ln_memory_kind;
+
 /* `what` names the operator in the message. */
-ln_status ln_storage_new(ln_storage **out, int device, size_t bytes, const char *what);
-ln_status ln_storage_new_pinned(ln_storage **out, size_t bytes, const char *what);
+ln_status ln_storage_new(ln_storage **out, int device, ln_memory_kind kind, size_t bytes,
+                         const char *what);
 void ln_storage_retain(ln_storage *s);
 void ln_storage_release(ln_storage *s); /* NULL allowed */
 
@@ -97,18 +102,31 @@ ln_status ln_out(ln_tensor **out, int dtype, int device, int ndim, const int64_t
 /* For fail paths: releases *out and sets it to NULL if it is not `given`, the value that *out had
  * on entry. */
 void ln_out_fail(ln_tensor **out, const ln_tensor *given);
+/* A new row-major tensor, contents undefined. */
+ln_status ln_tensor_new(ln_tensor **out, int dtype, int device, ln_memory_kind kind, int ndim,
+                        const int64_t *shape, const char *what);
 /* NULL, freed or foreign-device inputs fail here: checks n tensors, all on one device. */
+ln_status ln_check_handles(const char *what, int n, const ln_tensor *const *inputs);
+/* The same, and settles them: their elements may be read and written. */
 ln_status ln_check_inputs(const char *what, int n, const ln_tensor *const *inputs);
 /* A stack copy of t broadcast to shape (strides 0). The caller has checked that it fits. */
 ln_tensor ln_broadcast(const ln_tensor *t, int ndim, const int64_t *shape);
 /* NumPy's broadcasting of two shapes; false where they do not fit. */
 bool ln_broadcast_shape(int *ndim, int64_t *shape, const ln_tensor *a, const ln_tensor *b);
-void ln_wrote(ln_tensor *t); /* bumps the version: every in-place writer calls it */
+/* Bumps the version and settles t: every in-place writer calls it, before it writes where no
+ * check of inputs has settled t already. */
+void ln_wrote(ln_tensor *t);
 
 /* The element of t, wherever that lies, at place i in row-major order; its positions from 1. */
 ln_status ln_tensor_element(double *value, int64_t *positions, const ln_tensor *t, int64_t i);
 
 int64_t ln_tensor_handles(void); /* tensors not yet released */
+
+/* ---- Uploads (upload.c) ---- */
+
+/* Where an upload may still write or read the storage: on a CUDA device what the calling thread
+ * asks next comes after it; on the CPU waits until it has ended. */
+void ln_settle(ln_storage *s);
 
 /* ---- Single elements (element.c) ---- */
 
@@ -151,21 +169,31 @@ const ln_backend *ln_cpu_backend(void);
 
 /* What the shared object of the CUDA backend gives device.c. Devices have their numbers in ln.h.
  * Where a function fails it sets the thread's message. */
-enum { LN_DRIVER_VERSION = 1, LN_MOST_DEVICES = 65 }; /* the CPU among them */
+enum { LN_DRIVER_VERSION = 2, LN_MOST_DEVICES = 65 }; /* the CPU among them */
 typedef struct {
     int version; /* LN_DRIVER_VERSION, as it was built */
     int devices; /* 1 or more */
     const ln_backend *backend;
-    /* Memory that the calling thread's later work may use; released, it serves later work again.
-     * LN_OUT_OF_MEMORY, without a message, where there is none even after flushing. */
-    ln_status (*acquire)(void **out, int device, size_t bytes);
+    /* Memory that the calling thread's later work may use, or, `ahead`, its next upload; released,
+     * it serves later work again. LN_OUT_OF_MEMORY, without a message, where there is none even
+     * after flushing. */
+    ln_status (*acquire)(void **out, int device, size_t bytes, bool ahead);
     void (*release)(void *p, int device);
-    /* Pinned memory of the host, likewise. */
+    /* Pinned memory of the host, likewise. read: NULL, or the mark of an upload from it, which it
+     * takes over. */
     ln_status (*pin)(void **out, size_t bytes);
-    void (*unpin)(void *p, size_t bytes);
+    void (*unpin)(void *p, size_t bytes, void *read);
     /* Copies bytes from or to a CUDA device, after what the thread asked before. When it returns,
      * memory of the host has been read or written. */
     ln_status (*transfer)(void *dst, int dst_device, const void *src, int src_device, size_t bytes);
+    /* Begins to copy bytes from pinned memory to memory that was acquired ahead. Gives a mark for
+     * each end, which `follow` or `wait` takes back: what the thread asks next comes after the
+     * copy; it has ended. after: NULL or a mark that the copy follows, which it takes back. Where
+     * it fails nothing is under way. */
+    ln_status (*upload)(void **written, void **read, void *dst, int device, const void *src,
+                        size_t bytes, void *after);
+    void (*follow)(void *written, int device);
+    void (*wait)(void *read);
     ln_status (*synchronize)(int device);
     ln_status (*flush)(int device); /* gives cached memory back */
     ln_status (*memory)(int64_t *total, int64_t *available, int64_t *cached, int device);

@@ -161,6 +161,11 @@ ln_status ln_copy(ln_tensor *dst, const ln_tensor *src);
 ln_status ln_cast(ln_tensor **out, const ln_tensor *x, int dtype);
 ln_status ln_contiguous(ln_tensor **out, const ln_tensor *x); /* always a copy, row-major */
 ln_status ln_to_device(ln_tensor **out, const ln_tensor *x, int device);
+/* The same, but where *out is NULL and x is row-major in pinned memory it may return before the
+ * copy to a CUDA device has ended, which then goes on beside the device's other work. What the
+ * calling thread asks of the result comes after the copy, other threads' work after its
+ * ln_synchronize; what would write x first waits for the copy. */
+ln_status ln_upload(ln_tensor **out, const ln_tensor *x, int device);
 /* A row-major copy on the CPU, in memory that the system never moves: CUDA devices copy from and to
  * it at full speed. Takes a CUDA device to be there. */
 ln_status ln_pin(ln_tensor **out, const ln_tensor *x);

@@ -186,20 +186,21 @@ static void storage_block_release(ln_storage *s, int device, bool apart, size_t 
     block_release(s, block_bytes);
 }
 
-/* pinning: NULL but for pinned memory. */
-static ln_status storage_new(ln_storage **out, int device, const ln_driver *pinning, size_t bytes,
-                             const char *what) {
+ln_status ln_storage_new(ln_storage **out, int device, ln_memory_kind kind, size_t bytes,
+                         const char *what) {
     size_t counted = 0;
-    bool apart = device != LN_CPU || pinning != NULL;
-    ln_status status = LN_OK;
+    bool apart = device != LN_CPU || kind == LN_PINNED;
+    const ln_driver *driver = device != LN_CPU ? ln_driver_of(device) : NULL;
+    ln_status status = kind == LN_PINNED ? ln_driver_load(&driver, what) : LN_OK;
+    if (status != LN_OK) return status;
     pthread_mutex_lock(&host.lock);
     ln_storage *s = storage_block(device, apart, bytes, &counted);
     if (s == NULL) status = refuse(bytes, device, what);
     pthread_mutex_unlock(&host.lock);
     if (s == NULL) return status;
     s->data = (char *)s + HEADER;
-    if (pinning != NULL) status = pinning->pin(&s->data, bytes);
-    else if (apart) status = ln_driver_of(device)->acquire(&s->data, device, bytes);
+    if (kind == LN_PINNED) status = driver->pin(&s->data, bytes);
+    else if (apart) status = driver->acquire(&s->data, device, bytes, kind == LN_AHEAD);
     if (status != LN_OK) {
         pthread_mutex_lock(&host.lock);
         storage_block_release(s, device, apart, counted);
@@ -211,19 +212,10 @@ static ln_status storage_new(ln_storage **out, int device, const ln_driver *pinn
     atomic_init(&s->version, 0);
     s->device = device;
     s->bytes = counted;
-    s->pinned = pinning != NULL;
+    s->pinned = kind == LN_PINNED;
+    s->upload = NULL;
     *out = s;
     return LN_OK;
-}
-
-ln_status ln_storage_new(ln_storage **out, int device, size_t bytes, const char *what) {
-    return storage_new(out, device, NULL, bytes, what);
-}
-
-ln_status ln_storage_new_pinned(ln_storage **out, size_t bytes, const char *what) {
-    const ln_driver *driver;
-    ln_status status = ln_driver_load(&driver, what);
-    return status != LN_OK ? status : storage_new(out, LN_CPU, driver, bytes, what);
 }
 
 void ln_storage_retain(ln_storage *s) {
@@ -233,8 +225,12 @@ void ln_storage_retain(ln_storage *s) {
 void ln_storage_release(ln_storage *s) {
     if (s == NULL || atomic_fetch_sub_explicit(&s->refs, 1, memory_order_acq_rel) > 1) return;
     bool apart = s->pinned || s->device != LN_CPU;
-    if (s->pinned) ln_driver_of(LN_CUDA)->unpin(s->data, s->bytes);
-    else if (apart) ln_driver_of(s->device)->release(s->data, s->device);
+    if (s->pinned) {
+        ln_driver_of(LN_CUDA)->unpin(s->data, s->bytes, s->upload);
+    } else if (apart) {
+        ln_settle(s);
+        ln_driver_of(s->device)->release(s->data, s->device);
+    }
     pthread_mutex_lock(&host.lock);
     storage_block_release(s, s->device, apart, s->bytes);
     pthread_mutex_unlock(&host.lock);

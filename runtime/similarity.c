@@ -59,7 +59,8 @@ static bool is_list(const ln_tensor *t, int64_t n, int device) {
 ln_status ln_index_check(const ln_tensor *index, int64_t m) {
     int64_t first, positions[LN_MAX_DIMS];
     double value;
-    ln_status status = ln_backend_of(ln_device(index))->index_check(&first, index, m);
+    ln_status status = ln_check_inputs("similarity", 1, &index);
+    if (status == LN_OK) status = ln_backend_of(ln_device(index))->index_check(&first, index, m);
     if (status != LN_OK || first < 0) return status;
     status = ln_tensor_element(&value, positions, index, first);
     if (status != LN_OK) return status;
@@ -80,7 +81,7 @@ static ln_status check_mask(const ln_mask *mask, int device, int64_t n, int64_t 
         return ln_fail(LN_BAD_ARGUMENT,
                        "similarity: a mask takes (%lld) int64 for the columns; got %s",
                        (long long)m, mask->column != NULL ? ln_text(mask->column) : "none");
-    return LN_OK;
+    return ln_check_inputs("similarity", 2, (const ln_tensor *[]){mask->row, mask->column});
 }
 
 ln_status ln_masks_check(int n_masks, const ln_mask *masks, int device, int64_t n, int64_t m) {

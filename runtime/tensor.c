@@ -62,6 +62,7 @@ int64_t ln_tensor_handles(void) {
 
 void ln_wrote(ln_tensor *t) {
     atomic_fetch_add_explicit(&t->storage->version, 1, memory_order_relaxed);
+    ln_settle(t->storage);
 }
 
 /* ---- Making and releasing ---- */
@@ -88,8 +89,8 @@ static void set_row_major(ln_tensor *t) {
     }
 }
 
-static ln_status tensor_on(ln_tensor **out, int dtype, int device, bool pinned, int ndim,
-                           const int64_t *shape, const char *what) {
+ln_status ln_tensor_new(ln_tensor **out, int dtype, int device, ln_memory_kind kind, int ndim,
+                        const int64_t *shape, const char *what) {
     if (!ln_dtype_valid(dtype)) return ln_fail(LN_BAD_ARGUMENT, "%s: no dtype %d", what, dtype);
     if (ndim < 0 || ndim > LN_MAX_DIMS)
         return ln_fail(LN_BAD_ARGUMENT, "%s: %d dimensions; 0 to %d are taken", what, ndim,
@@ -100,8 +101,7 @@ static ln_status tensor_on(ln_tensor **out, int dtype, int device, bool pinned, 
                        what, ln_text_shape(ndim, shape));
     ln_storage *storage;
     size_t bytes = (size_t)numel * dtypes[dtype].size;
-    ln_status status = pinned ? ln_storage_new_pinned(&storage, bytes, what)
-                              : ln_storage_new(&storage, device, bytes, what);
+    ln_status status = ln_storage_new(&storage, device, kind, bytes, what);
     if (status != LN_OK) return status;
     ln_tensor *t = &storage->whole;
     t->storage = storage;
@@ -116,17 +116,12 @@ static ln_status tensor_on(ln_tensor **out, int dtype, int device, bool pinned, 
     return LN_OK;
 }
 
-static ln_status tensor_new(ln_tensor **out, int dtype, int device, int ndim, const int64_t *shape,
-                            const char *what) {
-    return tensor_on(out, dtype, device, false, ndim, shape, what);
-}
-
 ln_status ln_pin(ln_tensor **out, const ln_tensor *x) {
     ln_tensor *made = NULL;
     ln_status status;
     LN_TRY(ln_check_inputs("pin", 1, &x));
     if (*out != NULL) LN_TRY(ln_fail(LN_BAD_ARGUMENT, "pin: makes a tensor; *out must be NULL"));
-    LN_TRY(tensor_on(&made, x->dtype, LN_CPU, true, x->ndim, x->shape, "pin"));
+    LN_TRY(ln_tensor_new(&made, x->dtype, LN_CPU, LN_PINNED, x->ndim, x->shape, "pin"));
     LN_TRY(ln_copy(made, x));
     *out = made;
     return LN_OK;
@@ -142,7 +137,7 @@ bool ln_is_pinned(const ln_tensor *x) {
 ln_status ln_tensor_empty(ln_tensor **out, int dtype, int device, int ndim, const int64_t *shape) {
     ln_status status = ln_device_check(device, "empty");
     if (status != LN_OK) return status;
-    return tensor_new(out, dtype, device, ndim, shape, "empty");
+    return ln_tensor_new(out, dtype, device, LN_USUAL, ndim, shape, "empty");
 }
 
 void ln_tensor_release(ln_tensor *t) {
@@ -156,7 +151,7 @@ void ln_tensor_release(ln_tensor *t) {
 ln_status ln_out(ln_tensor **out, int dtype, int device, int ndim, const int64_t *shape,
                  const char *what) {
     ln_tensor *t = *out;
-    if (t == NULL) return tensor_new(out, dtype, device, ndim, shape, what);
+    if (t == NULL) return ln_tensor_new(out, dtype, device, LN_USUAL, ndim, shape, what);
     if (t->dtype != dtype || ln_device(t) != device || t->ndim != ndim ||
         memcmp(t->shape, shape, (size_t)ndim * sizeof *shape) != 0)
         return ln_fail(LN_BAD_ARGUMENT, "%s: the result is %s %s; it does not fit in place into %s",
@@ -175,7 +170,7 @@ void ln_out_fail(ln_tensor **out, const ln_tensor *given) {
     *out = NULL;
 }
 
-ln_status ln_check_inputs(const char *what, int n, const ln_tensor *const *inputs) {
+ln_status ln_check_handles(const char *what, int n, const ln_tensor *const *inputs) {
     if (ln_interrupted()) return ln_fail(LN_INTERRUPTED, "%s: interrupted", what);
     for (int i = 0; i < n; i++)
         if (inputs[i] == NULL)
@@ -185,6 +180,12 @@ ln_status ln_check_inputs(const char *what, int n, const ln_tensor *const *input
             return ln_fail(LN_BAD_ARGUMENT, "%s: tensors 1 and %d are on different devices", what,
                            i + 1);
     return LN_OK;
+}
+
+ln_status ln_check_inputs(const char *what, int n, const ln_tensor *const *inputs) {
+    ln_status status = ln_check_handles(what, n, inputs);
+    for (int i = 0; i < n && status == LN_OK; i++) ln_settle(inputs[i]->storage);
+    return status;
 }
 
 /* ---- Views ---- */
@@ -202,7 +203,7 @@ static ln_status view_new(ln_tensor **out, const ln_tensor *view) {
 /* A view has no place to be written into, so *out must be NULL. */
 static ln_status check_view(ln_tensor **out, const ln_tensor *t, const char *what) {
     if (*out != NULL) return ln_fail(LN_BAD_ARGUMENT, "%s: makes a view; *out must be NULL", what);
-    return ln_check_inputs(what, 1, &t);
+    return ln_check_handles(what, 1, &t);
 }
 
 ln_status ln_tensor_alias(ln_tensor **out, const ln_tensor *t) {
@@ -470,7 +471,7 @@ static ln_status check_host(const ln_tensor *t, int64_t n, const char *what) {
 /* Values of a tensor on another device go by way of one on the CPU. */
 static ln_status write_across(ln_tensor *t, const double *values, int64_t n) {
     ln_tensor *host = NULL;
-    ln_status status = tensor_new(&host, t->dtype, LN_CPU, t->ndim, t->shape, "write");
+    ln_status status = ln_tensor_new(&host, t->dtype, LN_CPU, LN_USUAL, t->ndim, t->shape, "write");
     if (status == LN_OK) status = ln_tensor_write(host, values, n);
     if (status == LN_OK) status = ln_copy(t, host);
     ln_tensor_release(host);

@@ -1,10 +1,9 @@
-/* The CUDA backend's entry: its table, devices, memory, transfers and errors. Holds no kernels.
+/* The CUDA backend's entry: its table, devices, memory and errors. Holds no kernels and no copies.
  * Invariants: a device that failed for good is never used again, and every later call says so;
  * nothing is asked of a stream but the calling thread's own. */
-#include "cuda.h"
-
-#include <pthread.h>
 #include <stdio.h>
+
+#include "copies.h"
 
 static const ln_backend table = {
 #define OP(name, arguments) .name = CUDA(name),
@@ -18,7 +17,7 @@ static const ln_backend table = {
 static char loss[160];
 static bool is_lost;
 
-static bool lost(void) {
+bool cuda_lost(void) {
     return __atomic_load_n(&is_lost, __ATOMIC_ACQUIRE);
 }
 
@@ -47,7 +46,7 @@ ln_status cuda_fail(cudaError_t error, const char *what) {
     if (error == cudaErrorMemoryAllocation)
         return ln_fail(LN_OUT_OF_MEMORY, "%s: out of memory on a cuda device", what);
     if (!sticky(error)) return ln_fail(LN_INTERNAL, "%s: %s (%s)", what, text, name);
-    if (!lost()) {
+    if (!cuda_lost()) {
         snprintf(loss, sizeof loss, "%s (%s)", text, name);
         __atomic_store_n(&is_lost, true, __ATOMIC_RELEASE);
     }
@@ -57,8 +56,8 @@ ln_status cuda_fail(cudaError_t error, const char *what) {
                    what, loss);
 }
 
-static ln_status enter(int device, const char *what) {
-    if (lost())
+ln_status cuda_enter_device(int device, const char *what) {
+    if (cuda_lost())
         return ln_fail(LN_DEVICE_LOST,
                        "%s: the cuda device was lost before: %s; start anew in another process",
                        what, loss);
@@ -66,7 +65,7 @@ static ln_status enter(int device, const char *what) {
 }
 
 ln_status cuda_enter(const ln_tensor *t, const char *what) {
-    return enter(ln_device(t), what);
+    return cuda_enter_device(ln_device(t), what);
 }
 
 /* ---- Memory: the runtime's pool orders it by streams and caches it ---- */
@@ -76,7 +75,8 @@ static ln_status pool_of(cudaMemPool_t *pool, int device) {
 }
 
 static ln_status synchronize(int device) {
-    ln_status status = enter(device, "synchronize");
+    ln_status status = cuda_enter_device(device, "synchronize");
+    if (status == LN_OK) status = cuda_uploads_end(device);
     if (status != LN_OK) return status;
     return cuda_check(cudaStreamSynchronize(cudaStreamPerThread), "synchronize");
 }
@@ -89,10 +89,13 @@ static ln_status flush(int device) {
     return status;
 }
 
-static ln_status acquire(void **out, int device, size_t bytes) {
-    ln_status status = enter(device, "memory");
+/* Memory that the stream of copies asks for need not wait for what the other does. */
+static ln_status acquire(void **out, int device, size_t bytes, bool ahead) {
+    cudaStream_t stream = cudaStreamPerThread;
+    ln_status status = cuda_enter_device(device, "memory");
+    if (status == LN_OK && ahead) status = cuda_copy_stream(&stream, device);
     for (int attempt = 0; status == LN_OK; attempt++) {
-        cudaError_t error = cudaMallocAsync(out, bytes > 0 ? bytes : 1, cudaStreamPerThread);
+        cudaError_t error = cudaMallocAsync(out, bytes > 0 ? bytes : 1, stream);
         if (error != cudaErrorMemoryAllocation || attempt > 0) return cuda_check(error, "memory");
         cudaGetLastError();
         status = flush(device);
@@ -102,7 +105,7 @@ static ln_status acquire(void **out, int device, size_t bytes) {
 
 /* On a device that is lost there is nothing to give back. */
 static void release(void *p, int device) {
-    if (p == NULL || lost()) return;
+    if (p == NULL || cuda_lost()) return;
     cudaSetDevice(device - LN_CUDA);
     cudaError_t error = cudaFreeAsync(p, cudaStreamPerThread);
     if (error != cudaSuccess) cuda_fail(error, "free");
@@ -113,7 +116,7 @@ static ln_status memory(int64_t *total, int64_t *available, int64_t *cached, int
     size_t free_bytes, total_bytes;
     uint64_t reserved, used, all = UINT64_MAX;
     ln_status status;
-    LN_TRY(enter(device, "memory"));
+    LN_TRY(cuda_enter_device(device, "memory"));
     LN_TRY(pool_of(&pool, device));
     LN_TRY(
         cuda_check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all), "memory"));
@@ -133,7 +136,7 @@ ln_status cuda_scratch(void **out, size_t bytes, const char *what) {
     int device;
     *out = NULL;
     ln_status status = cuda_check(cudaGetDevice(&device), what);
-    if (status == LN_OK) status = acquire(out, LN_CUDA + device, bytes);
+    if (status == LN_OK) status = acquire(out, LN_CUDA + device, bytes, false);
     if (status == LN_OUT_OF_MEMORY)
         return ln_fail(status, "%s: out of memory: %zu bytes of scratch on cuda:%d", what, bytes,
                        device);
@@ -145,89 +148,11 @@ void cuda_scratch_release(void *p) {
     if (p != NULL && cudaGetDevice(&device) == cudaSuccess) release(p, LN_CUDA + device);
 }
 
-/* ---- Pinned memory of the host, which takes milliseconds to make: some blocks are kept ---- */
-
-enum { KEPT = 32 };
-
-static struct {
-    pthread_mutex_t lock;
-    struct {
-        void *p;
-        size_t bytes;
-    } block[KEPT];
-} kept = {PTHREAD_MUTEX_INITIALIZER, {}};
-
-/* Units in which pinned blocks are made and kept: what asks for about as much fits again. */
-static size_t pinned_bytes(size_t bytes) {
-    size_t unit = 4096;
-    while (unit * 8 < bytes) unit *= 2;
-    return (bytes + unit - 1) / unit * unit + (bytes == 0 ? unit : 0);
-}
-
-static ln_status pin(void **out, size_t bytes) {
-    bytes = pinned_bytes(bytes);
-    void *found = NULL;
-    pthread_mutex_lock(&kept.lock);
-    for (int i = 0; i < KEPT && found == NULL; i++)
-        if (kept.block[i].p != NULL && kept.block[i].bytes == bytes) {
-            found = kept.block[i].p;
-            kept.block[i].p = NULL;
-        }
-    pthread_mutex_unlock(&kept.lock);
-    if (found == NULL) {
-        ln_status status = cuda_check(cudaHostAlloc(&found, bytes, cudaHostAllocPortable), "pin");
-        if (status != LN_OK) return status;
-    }
-    *out = found;
-    return LN_OK;
-}
-
-/* Every transfer has ended when it returned, so that nothing reads the block any more. */
-static void unpin(void *p, size_t bytes) {
-    bytes = pinned_bytes(bytes);
-    pthread_mutex_lock(&kept.lock);
-    for (int i = 0; i < KEPT && p != NULL; i++)
-        if (kept.block[i].p == NULL) {
-            kept.block[i].p = p;
-            kept.block[i].bytes = bytes;
-            p = NULL;
-        }
-    pthread_mutex_unlock(&kept.lock);
-    if (p != NULL && !lost()) cudaFreeHost(p);
-}
-
-static void unpin_kept(void) {
-    pthread_mutex_lock(&kept.lock);
-    for (int i = 0; i < KEPT; i++) {
-        if (kept.block[i].p != NULL) cudaFreeHost(kept.block[i].p);
-        kept.block[i].p = NULL;
-    }
-    pthread_mutex_unlock(&kept.lock);
-}
-
-/* ---- Transfers ---- */
-
-static ln_status transfer(void *dst, int dst_device, const void *src, int src_device,
-                          size_t bytes) {
-    bool down = dst_device == LN_CPU, up = src_device == LN_CPU;
-    ln_status status = enter(up ? dst_device : src_device, "copy");
-    if (status != LN_OK || bytes == 0) return status;
-    cudaStream_t stream = cudaStreamPerThread;
-    cudaError_t error;
-    if (up || down)
-        error = cudaMemcpyAsync(dst, src, bytes,
-                                up ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost, stream);
-    else
-        error = cudaMemcpyPeerAsync(dst, dst_device - LN_CUDA, src, src_device - LN_CUDA, bytes,
-                                    stream);
-    status = cuda_check(error, "copy");
-    if (status == LN_OK) status = cuda_check(cudaStreamSynchronize(stream), "copy");
-    return status;
-}
+/* ---- Devices ---- */
 
 /* What is kept for pinning belongs to no device. */
 static ln_status flush_devices(int device) {
-    unpin_kept();
+    cuda_unpin_kept();
     return flush(device);
 }
 
@@ -251,8 +176,9 @@ ln_status ln_driver_open(const ln_driver **out) {
         return ln_fail(LN_NO_DEVICE, "the NVIDIA driver finds no device");
     if (error != cudaSuccess)
         return ln_fail(LN_NO_DEVICE, "%s (%s)", cudaGetErrorString(error), cudaGetErrorName(error));
-    driver = {LN_DRIVER_VERSION, devices,     &table,        acquire, release, pin, unpin,
-              transfer,          synchronize, flush_devices, memory,  name_of, lost};
+    driver = {LN_DRIVER_VERSION, devices,       &table,      acquire,     release,   cuda_pin,
+              cuda_unpin,        cuda_transfer, cuda_upload, cuda_follow, cuda_wait, synchronize,
+              flush_devices,     memory,        name_of,     cuda_lost};
     *out = &driver;
     return LN_OK;
 }

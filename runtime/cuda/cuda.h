@@ -1,7 +1,7 @@
 /* Shared by the files of the CUDA backend: the naming of its slots, launches, errors, and how
  * kernels read and write elements of any dtype. Holds no kernels. Invariants: every launch goes
- * through launch(), which checks it; everything is asked of the calling thread's own stream; the
- * same sources compile with nvcc and, for tests, as C++ that runs on the host. */
+ * through launch(), which checks it; everything but an upload is asked of the calling thread's own
+ * stream; the same sources compile with nvcc and, for tests, as C++ that runs on the host. */
 #ifndef LN_CUDA_CUDA_H
 #define LN_CUDA_CUDA_H
 #include <cuda_runtime.h>
@@ -26,7 +26,9 @@ static inline ln_status cuda_check(cudaError_t error, const char *what) {
     return error == cudaSuccess ? LN_OK : cuda_fail(error, what);
 }
 
-/* Makes t's device the calling thread's; fails where it was lost. Every slot begins with it. */
+bool cuda_lost(void);
+/* Makes a device the calling thread's; fails where it was lost. Every slot begins with t's. */
+ln_status cuda_enter_device(int device, const char *what);
 ln_status cuda_enter(const ln_tensor *t, const char *what);
 
 /* Memory for the kernels of one slot. Released, it serves later work of the thread. */

@@ -303,6 +303,8 @@ static ln_status copy_across(ln_tensor *dst, const ln_tensor *src) {
     if (src->dtype != dst->dtype || !ln_is_contiguous(src))
         LN_TRY(ln_cast(&packed, src, dst->dtype));
     if (packed != NULL) src = packed;
+    ln_settle(src->storage);
+    ln_settle(dst->storage);
     if (!direct)
         LN_TRY(ln_out(&arrived, src->dtype, ln_device(dst), src->ndim, src->shape, "copy"));
     LN_TRY(ln_transfer(direct ? dst->data : arrived->data, ln_device(dst), src->data,
