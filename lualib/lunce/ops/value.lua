@@ -88,27 +88,36 @@ local function cast(x, dtype)
   return y
 end
 
-local function move(x, device)
+local function move(x, device, non_blocking)
   local number = tensor.device(device, "to")
   if tensor.info(x).device == number then return x end
-  call(C.ln_to_device, out(), x.h, number)
+  call(non_blocking and C.ln_upload or C.ln_to_device, out(), x.h, number)
   local y = take()
   if tape.on and x.requires_grad then record(y, device_rule, x).device = x.device end
   return y
 end
 
+local to_options = { dtype = false, device = false, non_blocking = false }
+local later = { non_blocking = false }
+
 --- x in another dtype, on another device: to("float64"), to("cuda:1"), to{ dtype =, device = }. x
---- itself where nothing changes.
----@param target string|{ dtype: string, device: string }
+--- itself where nothing changes. non_blocking: a copy from pinned memory to a CUDA device may go on
+--- after the call, beside the device's other work; the result is used, and x changed or freed, as
+--- if it had ended.
+---@param target string|{ dtype: string, device: string, non_blocking: boolean }
+---@param given { non_blocking: boolean }|nil
 ---@return lunce.Tensor
-function M.to(x, target)
+function M.to(x, target, given)
   need(x, "to", 1)
-  if type(target) == "string" and (target == "cpu" or target:find "^cuda") then
-    return move(x, target)
-  elseif type(target) == "table" then
-    local set = option.options(target, { dtype = false, device = false }, "to")
+  if type(target) == "table" then
+    if given ~= nil then raise("to: options are given twice; one table is taken") end
+    local set = option.options(target, to_options, "to")
     local y = set.dtype and cast(x, set.dtype) or x
-    return set.device and move(y, set.device) or y
+    return set.device and move(y, set.device, set.non_blocking) or y
+  end
+  local set = option.options(given, later, "to")
+  if type(target) == "string" and (target == "cpu" or target:find "^cuda") then
+    return move(x, target, set.non_blocking)
   end
   tensor.dtype(target, "to")
   return cast(x, target)
