@@ -1,9 +1,10 @@
 /* The loader: the order of an epoch's samples, its batches, and the threads that make them ahead of
- * the one who pulls them, but for views that a device makes when they are pulled. Threads block all
- * signals and enter neither the host language nor a device. Invariants: under the lock, batches
- * below `taken` are given out, those from there to `claimed` lie in the slot of their number or are
- * being made for it, and claimed - taken <= queue; the order is written only while no batch is
- * being made. */
+ * the one who pulls them, but for views that a device makes when they are pulled. Others for a CUDA
+ * device are made in pinned memory, and the puller has the next one's upload begun when it gets a
+ * batch. Threads block all signals and enter neither the host language nor a device, but for pinned
+ * memory. Invariants: under the lock, batches below `taken` are given out, the last of them perhaps
+ * held, those from there to `claimed` lie in the slot of their number or are being made for it, and
+ * claimed - taken <= queue; the order is written only while no batch is being made. */
 #include "data/data.h"
 
 #include <pthread.h>
@@ -38,6 +39,7 @@ struct ln_loader {
     int64_t batches;
     uint32_t epoch;
     ln_workspace workspace; /* the puller's */
+    batch held;             /* the puller's: taken, and not given out yet */
 
     pthread_mutex_t lock;
     pthread_cond_t ready, room; /* a batch was made; a batch may be claimed */
@@ -75,11 +77,32 @@ static void batch_release(batch *b) {
 
 static ln_status batch_new(batch *b, const ln_loader *l, int64_t n) {
     int64_t shape[4] = {n, l->images->shape[1], l->height, l->width};
+    ln_memory_kind kind = l->options.device == LN_CPU ? LN_USUAL : LN_PINNED;
     ln_status status;
     for (int v = 0; v < l->options.views && !l->options.on_device; v++)
-        LN_TRY(ln_tensor_empty(&b->x[v], LN_FLOAT32, LN_CPU, 4, shape));
-    LN_TRY(ln_tensor_empty(&b->index, LN_INT64, LN_CPU, 1, &n));
-    if (l->labels != NULL) LN_TRY(ln_tensor_empty(&b->y, LN_INT64, LN_CPU, 1, &n));
+        LN_TRY(ln_tensor_new(&b->x[v], LN_FLOAT32, LN_CPU, kind, 4, shape, "loader"));
+    LN_TRY(ln_tensor_new(&b->index, LN_INT64, LN_CPU, LN_USUAL, 1, &n, "loader"));
+    if (l->labels != NULL) LN_TRY(ln_tensor_new(&b->y, LN_INT64, LN_CPU, kind, 1, &n, "loader"));
+fail:
+    return status;
+}
+
+static ln_status upload(ln_tensor **t, int device) {
+    ln_tensor *there = NULL;
+    if (*t == NULL || ln_device(*t) == device) return LN_OK;
+    ln_status status = ln_upload(&there, *t, device);
+    if (status != LN_OK) return status;
+    ln_tensor_release(*t);
+    *t = there;
+    return LN_OK;
+}
+
+/* Begins to move what is not on the loader's device yet: where it fails it may be called again. */
+static ln_status batch_upload(batch *b, const ln_loader *l) {
+    ln_status status = LN_OK;
+    if (l->options.device == LN_CPU) return LN_OK; /* or where a device made the views */
+    for (int v = 0; v < l->options.views; v++) LN_TRY(upload(&b->x[v], l->options.device));
+    LN_TRY(upload(&b->y, l->options.device));
 fail:
     return status;
 }
@@ -292,6 +315,7 @@ ln_status ln_loader_new(ln_loader **out, const ln_tensor *images, const ln_tenso
     ln_status status;
     LN_TRY(check_set(images, labels, options->on_device));
     LN_TRY(check_options(options));
+    LN_TRY(ln_device_check(options->device, "loader"));
     int64_t height = images->shape[2], width = images->shape[3];
     LN_TRY(ln_steps_check(steps, n, images->shape[1], &height, &width));
     l = calloc(1, sizeof *l);
@@ -318,6 +342,7 @@ void ln_loader_release(ln_loader *l) {
     stop_threads(l);
     if (l->slots != NULL)
         for (int i = 0; i < l->options.queue; i++) batch_release(&l->slots[i].made);
+    batch_release(&l->held);
     ln_workspace_release(&l->workspace);
     ln_tensor_release(l->images);
     ln_tensor_release(l->labels);
@@ -342,6 +367,7 @@ static void fill_order(ln_loader *l) {
 
 /* Waits until no thread makes a batch, and empties the queue. */
 static void drop_epoch(ln_loader *l) {
+    batch_release(&l->held);
     atomic_store(&l->dropping, true);
     while (l->making > 0) pthread_cond_wait(&l->ready, &l->lock);
     for (int i = 0; i < l->options.queue; i++) {
@@ -393,53 +419,81 @@ static ln_status take_ready(ln_loader *l, batch *b) {
     return LN_OK;
 }
 
-static void count_batch(ln_loader *l, const batch *b, double asked, bool starved) {
-    double t = now();
-    l->stats.batches++;
-    l->stats.samples += b->index->numel;
-    l->stats.starved += starved;
-    l->stats.wait_seconds += t - asked;
-    l->stats.seconds = t - l->born;
-}
-
-static ln_status next_locked(ln_loader *l, batch *b) {
-    double asked = now();
-    if (l->born == 0) l->born = asked;
+/* Takes the next batch to hold it; the epoch is not over. */
+static ln_status take_locked(ln_loader *l) {
+    batch b = {0};
     slot *s = slot_of(l, l->taken);
-    bool starved = s->state != READY;
-    ln_status status = take_ready(l, b);
-    if (status == LN_OK && b->index == NULL) {
+    ln_status status = take_ready(l, &b);
+    if (status == LN_OK && b.index == NULL) {
         double start = now();
-        status = batch_make(b, l, l->taken, &l->workspace);
+        status = batch_make(&b, l, l->taken, &l->workspace);
         l->stats.work_seconds += now() - start;
     }
     if (status == LN_OK && l->options.on_device) {
         double start = now();
-        status = make_on_device(b, l);
+        status = make_on_device(&b, l);
         l->stats.work_seconds += now() - start;
-        if (status != LN_OK) batch_release(b);
+        if (status != LN_OK) batch_release(&b);
     }
     if (status != LN_OK) return status;
+    l->held = b;
     s->state = EMPTY;
     l->taken++;
     if (l->claimed < l->taken) l->claimed = l->taken;
-    count_batch(l, b, asked, starved);
     pthread_cond_broadcast(&l->room);
     return LN_OK;
 }
 
-ln_status ln_loader_next(ln_loader *l, ln_tensor **x, ln_tensor **y, ln_tensor **index) {
-    batch b = {0};
+/* Holds the next batch, where none is held and one is left. starved: whether it was waited for;
+ * NULL: a batch that is not there is left to the threads. */
+static ln_status hold(ln_loader *l, bool *starved) {
     ln_status status = LN_OK;
-    if (ln_interrupted()) return ln_fail(LN_INTERRUPTED, "loader: interrupted");
+    if (l->held.index != NULL) return LN_OK;
     pthread_mutex_lock(&l->lock);
-    if (l->taken < l->batches) status = next_locked(l, &b);
+    bool is_ready = slot_of(l, l->taken)->state == READY;
+    if (starved != NULL) *starved = !is_ready;
+    if (l->taken < l->batches && (is_ready || starved != NULL || l->running == 0))
+        status = take_locked(l);
     pthread_mutex_unlock(&l->lock);
-    if (status != LN_OK) return status;
+    return status;
+}
+
+/* Has the next batch under way to the device. One that fails fails again when it is pulled. */
+static void hold_ahead(ln_loader *l) {
+    if (l->options.device == LN_CPU || l->options.on_device) return;
+    if (hold(l, NULL) == LN_OK) batch_upload(&l->held, l);
+}
+
+static void count_batch(ln_loader *l, int64_t samples, double asked, bool starved) {
+    pthread_mutex_lock(&l->lock);
+    double t = now();
+    l->stats.batches++;
+    l->stats.samples += samples;
+    l->stats.starved += starved;
+    l->stats.wait_seconds += t - asked;
+    l->stats.seconds = t - l->born;
+    pthread_mutex_unlock(&l->lock);
+}
+
+ln_status ln_loader_next(ln_loader *l, ln_tensor **x, ln_tensor **y, ln_tensor **index) {
+    double asked = now();
+    bool starved = false;
+    ln_status status;
+    if (ln_interrupted()) return ln_fail(LN_INTERRUPTED, "loader: interrupted");
+    if (l->born == 0) l->born = asked;
+    LN_TRY(hold(l, &starved));
+    LN_TRY(batch_upload(&l->held, l));
+    batch b = l->held;
+    l->held = (batch){0};
     for (int v = 0; v < l->options.views; v++) x[v] = b.x[v];
     *y = b.y;
     *index = b.index;
-    return LN_OK;
+    if (b.index == NULL) return LN_OK;
+    int64_t samples = b.index->numel;
+    hold_ahead(l);
+    count_batch(l, samples, asked, starved);
+fail:
+    return status;
 }
 
 int64_t ln_loader_batches(const ln_loader *l) {

@@ -116,7 +116,7 @@ end
 -- ---- Loaders ---------------------------------------------------------------------------------
 
 ---@class lunce.Batch
----@field x lunce.Tensor[] one (B,C,H,W) float32 for each view, on the set's device
+---@field x lunce.Tensor[] one (B,C,H,W) float32 for each view, on the loader's device
 ---@field y lunce.Tensor|nil (B) int64, likewise
 ---@field index lunce.Tensor (B) int64 on the CPU: positions in the set
 
@@ -125,16 +125,17 @@ local Loader = { __name = "loader" }
 Loader.__index = Loader
 
 local defaults = { batch = false, views = 1, seed = 0, threads = 1, queue = 0, augment = false,
-  shuffle = true, drop_last = false, limit = false, rank = 1, world = 1, on_device = false }
+  shuffle = true, drop_last = false, limit = false, rank = 1, world = 1, on_device = false,
+  device = false }
 
-local function struct_of(set, on_device)
+local function struct_of(set, on_device, device)
   for _, name in ipairs { "batch", "views", "seed", "threads", "queue", "rank", "world" } do
     tensor.need_integer(set[name], "data.loader", name)
   end
   return ffi.new("ln_loader_options", { seed = set.seed, batch = set.batch, views = set.views,
     threads = set.threads, queue = set.queue > 0 and set.queue or math.max(2, 2 * set.threads),
     on_device = on_device, shuffle = set.shuffle, drop_last = set.drop_last, rank = set.rank - 1,
-    world = set.world })
+    world = set.world, device = tensor.device(device, "data.loader") })
 end
 
 local function limited(t, n)
@@ -147,6 +148,8 @@ end
 --- only; queue: batches made ahead (0: two for each thread); rank of world (from 1): every world-th
 --- sample; on_device: views are made by the device that holds the set, when a batch is asked for,
 --- and always are where that is a CUDA device (chain:views); to the bit the same but for blurs.
+--- device: where x and y are given out (the set's); from a set on the CPU to a CUDA device the next
+--- batch is copied while one is used.
 ---@param source lunce.Set
 ---@param given table
 ---@return lunce.Loader
@@ -163,8 +166,13 @@ function M.loader(source, given)
   local images = limited(source.images, set.limit):contiguous()
   local labels = limited(source.labels, set.limit)
   labels = labels and labels:to("cpu"):contiguous()
-  local device = images.device
-  local struct = struct_of(set, set.on_device and true or device ~= "cpu")
+  local held = images.device
+  local device = set.device or held
+  if held ~= "cpu" and tensor.device(device, "data.loader") ~= tensor.device(held) then
+    raise("data.loader: device %s; a set on %s gives its batches there", describe(device), held)
+  end
+  local struct = struct_of(set, set.on_device and true or held ~= "cpu",
+    held == "cpu" and device or "cpu")
   local box = ffi.new "ln_loader *[1]"
   call(C.ln_loader_new, box, images.h, labels and labels.h, chain.steps, chain.n, struct)
   return setmetatable({ h = ffi.gc(box[0], C.ln_loader_release), views = set.views, begun = 0,
