@@ -552,9 +552,9 @@ typedef struct {
     int rank, world; /* of every `world` consecutive samples in the epoch's order, this loader takes
                         number `rank`; all ranks get equally many: short ones begin again, or with
                         drop_last the remainder is left out */
-    int device;      /* of x and y as given out, unless ln_augment makes x elsewhere. For a CUDA
-                        device they are made in pinned memory, and while a batch is used the next is
-                        copied there */
+    int device;      /* where x and y are given out; LN_CPU: where they were made. For a CUDA device
+                        they are made in pinned memory, and while a batch is used the next is copied
+                        there */
 } ln_loader_options;
 typedef struct {
     int64_t batches, samples; /* given out since the loader was made */

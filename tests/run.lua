@@ -16,8 +16,8 @@ local DEVICE = os.getenv "DEVICE" or ""
 local UNDER = os.getenv "LUNCE_TEST_UNDER" or ""
 
 -- Tests that on_device.lua can take to another device; whole networks are too slow for the host.
-local ON_DEVICE = { "cuda", "tensor", "ops", "autograd", "autocast", "random", "nn", "optim",
-  "grad_scaler", "similarity", "fused", "family", "loss", "epilogue", "augment" }
+local ON_DEVICE = { "cuda", "upload", "tensor", "ops", "autograd", "autocast", "random", "nn",
+  "optim", "grad_scaler", "similarity", "fused", "family", "loss", "epilogue", "augment" }
 local ON_GPU = { "models" }
 
 local function quote(s) return "'" .. s:gsub("'", [['\'']]) .. "'" end
@@ -163,8 +163,9 @@ local function run_on_host()
   file:close()
   local environment = "DEVICE=cuda LUNCE_CUDA=" .. quote(shim)
   run_files(device_files(), " with CUDA on the host", environment)
-  run_files({ here .. "/cuda_test.lua", here .. "/similarity_test.lua" },
-    " with CUDA on the host, threads in reverse", environment .. " LUNCE_CUDA_HOST_REVERSE=1")
+  run_files({ here .. "/cuda_test.lua", here .. "/upload_test.lua",
+    here .. "/similarity_test.lua" }, " with CUDA on the host, threads in reverse",
+    environment .. " LUNCE_CUDA_HOST_REVERSE=1")
 end
 
 local function main(...)
