@@ -161,11 +161,7 @@ ln_status ln_copy(ln_tensor *dst, const ln_tensor *src);
 ln_status ln_cast(ln_tensor **out, const ln_tensor *x, int dtype);
 ln_status ln_contiguous(ln_tensor **out, const ln_tensor *x); /* always a copy, row-major */
 ln_status ln_to_device(ln_tensor **out, const ln_tensor *x, int device);
-/* The same, but where *out is NULL and x is row-major in pinned memory it may return before the
- * copy to a CUDA device has ended, which then goes on beside the device's other work. What the
- * calling thread asks of the result comes after the copy, other threads' work after its
- * ln_synchronize; what would write x first waits for the copy. */
-ln_status ln_upload(ln_tensor **out, const ln_tensor *x, int device);
+ln_status ln_upload(ln_tensor **out, const ln_tensor *x, int device); /* see upload.c */
 /* A row-major copy on the CPU, in memory that the system never moves: CUDA devices copy from and to
  * it at full speed. Takes a CUDA device to be there. */
 ln_status ln_pin(ln_tensor **out, const ln_tensor *x);
@@ -552,9 +548,7 @@ typedef struct {
     int rank, world; /* of every `world` consecutive samples in the epoch's order, this loader takes
                         number `rank`; all ranks get equally many: short ones begin again, or with
                         drop_last the remainder is left out */
-    int device;      /* where x and y are given out; LN_CPU: where they were made. For a CUDA device
-                        they are made in pinned memory, and while a batch is used the next is copied
-                        there */
+    int device;      /* where x and y are given out; LN_CPU: where they were made */
 } ln_loader_options;
 typedef struct {
     int64_t batches, samples; /* given out since the loader was made */

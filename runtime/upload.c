@@ -1,6 +1,9 @@
-/* Uploads: copies from pinned memory to a CUDA device that the thread which asks for one does not
- * wait for. Holds no elements. Invariants: a storage is marked while an upload that has not been
- * settled reads or writes it; nobody else writes a marked storage, or reads one on a device. */
+/* Uploads: copies from pinned memory to a CUDA device that go on beside the work of the host and of
+ * the device. What the thread that asked for one then asks of the result comes after the copy, what
+ * other threads ask only after that thread's ln_synchronize; what would write the source first
+ * waits for the copy. Holds no elements. Invariants: a storage is marked while an upload that has
+ * not been settled reads or writes it; nobody else writes a marked storage, or reads one on a
+ * device. */
 #include "backend.h"
 
 static void *take_mark(ln_storage *s, void *next) {
@@ -29,6 +32,7 @@ static ln_status begin(ln_tensor *y, const ln_tensor *x) {
     return LN_OK;
 }
 
+/* Aside only where *out is NULL and x is row-major; else as ln_to_device. */
 ln_status ln_upload(ln_tensor **out, const ln_tensor *x, int device) {
     ln_tensor *made = NULL;
     ln_status status;

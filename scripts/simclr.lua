@@ -39,7 +39,7 @@ local on_device = args.augment == "device"
 assert(on_device or args.augment == "loader", "simclr: --augment is loader or device")
 local loader = data.loader(on_device and train:to(args.device) or train, { batch = args.batch,
   views = 2, seed = args.seed, threads = args.threads, drop_last = true, augment = views,
-  on_device = on_device })
+  on_device = on_device, device = args.device })
 
 lunce.manual_seed(args.seed)
 local encoder = models.convnet{ channels = { 32, 64, 128 } }:to(args.device)
@@ -85,7 +85,7 @@ local function restore(path)
 end
 
 local function forward(batch)
-  local z = projector(encoder(lunce.cat(batch.x, 1):to(args.device)))
+  local z = projector(encoder(lunce.cat(batch.x, 1)))
   local B = batch.x[1]:size(1)
   return (criterion(z:narrow(1, 1, B), z:narrow(1, B + 1, B)))
 end
