@@ -323,7 +323,7 @@ describe("a loader for a device", function()
       local l = loader()
       local nxt = l:epoch(1)
       nxt()
-      while threads > 0 and l:stats().queued < 1 do end -- then there is one to be sent ahead
+      while l:stats().queued < 2 * threads do end -- all that the queue holds: the next two too
       local batch = nxt()
       collectgarbage()
       lunce.zeros(1, CPU):free()
