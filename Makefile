@@ -118,7 +118,8 @@ CXX ?= g++
 HOST_OBJS := $(patsubst %.cu,$(BUILD)/tests/%.o,\
   $(filter-out %/products.cu %/compile.cu,$(wildcard runtime/cuda/*.cu))) \
   $(patsubst tests/cuda-host/%.cc,$(BUILD)/tests/cuda-host/%.o,\
-  $(filter-out %/check.cc %/nvrtc.cc,$(wildcard tests/cuda-host/*.cc)))
+  $(filter-out %/check.cc %/nvrtc.cc %/cudnn.cc %/cudnn_check.cc,\
+  $(wildcard tests/cuda-host/*.cc)))
 WARN_HOST = $(filter-out -Wmissing-prototypes,$(WARN))
 HOST_PARTS = -DLN_PART_ROWS=16 -DLN_PART_COLUMNS=32
 CXXFLAGS_HOST = -std=c++17 -O2 -g -fPIC -fvisibility=hidden -ffp-contract=off \
@@ -137,8 +138,16 @@ $(BUILD)/tests/cuda-host/%.o: tests/cuda-host/%.cc Makefile
 	$(CXX) $(CXXFLAGS_HOST) -MMD -MP -c -o $@ $<
 
 $(BUILD)/tests/liblunce_cuda.so: $(HOST_OBJS) $(BUILD)/liblunce.so
-	$(CXX) -shared $(LDFLAGS) -Wl,-z,defs,-z,nodelete $(RPATH)'$$ORIGIN/..' -o $@ $(HOST_OBJS) \
-	  -L$(BUILD) -llunce -ldl -lpthread
+	$(CXX) -shared $(LDFLAGS) -Wl,-z,defs,-z,nodelete $(RPATH)'$$ORIGIN:$$ORIGIN/..' -o $@ \
+	  $(HOST_OBJS) -L$(BUILD) -llunce -ldl -lpthread
+
+# What the shim finds as cuDNN.
+$(BUILD)/tests/libcudnn.so.9: $(BUILD)/tests/cuda-host/cudnn.o $(BUILD)/tests/liblunce_cuda.so
+	$(CXX) -shared $(LDFLAGS) -Wl,-z,defs $(RPATH)'$$ORIGIN:$$ORIGIN/..' -o $@ $< \
+	  -L$(BUILD)/tests -llunce_cuda -L$(BUILD) -llunce
+
+$(BUILD)/tests/cuda-host/cudnn_check.o: CXXFLAGS_HOST = -std=c++17 $(WARN_HOST) -Iruntime/cuda \
+  $(if $(NVCC),-I$(CUDA_HOME)/include)
 
 $(BUILD)/tests/cuda-host-check: $(patsubst %,$(BUILD)/tests/cuda-host/%.o,\
   check threads memory streams)
@@ -151,6 +160,7 @@ $(BUILD)/tests/nvrtc: tests/cuda-host/nvrtc.cc Makefile
 	  -Wl,-rpath,$(CUDA_HOME)/lib64
 
 cuda-host: $(BUILD)/tests/liblunce_cuda.so $(BUILD)/tests/cuda-host-check \
+  $(BUILD)/tests/libcudnn.so.9 $(BUILD)/tests/cuda-host/cudnn_check.o \
   $(if $(NVCC),$(BUILD)/tests/nvrtc)
 
 -include $(LIBRARY_OBJS:.o=.d) $(PROGRAM_OBJS:.o=.d) $(CUDA_OBJS:.o=.d) $(HOST_OBJS:.o=.d)

@@ -92,6 +92,8 @@ bool ln_dtype_valid(int dtype);
 bool ln_dtype_is_float(int dtype);  /* the four floating types */
 int ln_dtype_promote(int a, int b); /* PyTorch's promotion */
 bool ln_is_contiguous(const ln_tensor *t);
+/* (N,C,H,W) with exactly the strides that ln_channels_last gives, where these are not row-major. */
+bool ln_is_channels_last(const ln_tensor *t);
 bool ln_same_shape(const ln_tensor *a, const ln_tensor *b);
 
 /* Makes *out of this shape when NULL, else checks that it fits; counts a write to it. `what` names
@@ -99,6 +101,13 @@ bool ln_same_shape(const ln_tensor *a, const ln_tensor *b);
  * ln_out_fail. */
 ln_status ln_out(ln_tensor **out, int dtype, int device, int ndim, const int64_t *shape,
                  const char *what);
+/* The same on the device of `like`; where that is channels-last, so is a new tensor (N,C,H,W). */
+ln_status ln_out_like(ln_tensor **out, int dtype, const ln_tensor *like, int ndim,
+                      const int64_t *shape, const char *what);
+/* t (N,C,H,W) seen as (N,H,W,C): row-major where t is channels-last. A stack copy. */
+ln_tensor ln_channels_moved_last(const ln_tensor *t);
+/* Makes a tensor (N,C,H,W) that nothing has written yet channels-last. */
+void ln_set_channels_last(ln_tensor *t);
 /* For fail paths: releases *out and sets it to NULL if it is not `given`, the value that *out had
  * on entry. */
 void ln_out_fail(ln_tensor **out, const ln_tensor *given);
@@ -169,7 +178,7 @@ const ln_backend *ln_cpu_backend(void);
 
 /* What the shared object of the CUDA backend gives device.c. Devices have their numbers in ln.h.
  * Where a function fails it sets the thread's message. */
-enum { LN_DRIVER_VERSION = 2, LN_MOST_DEVICES = 65 }; /* the CPU among them */
+enum { LN_DRIVER_VERSION = 3, LN_MOST_DEVICES = 65 }; /* the CPU among them */
 typedef struct {
     int version; /* LN_DRIVER_VERSION, as it was built */
     int devices; /* 1 or more */
@@ -199,11 +208,14 @@ typedef struct {
     ln_status (*memory)(int64_t *total, int64_t *available, int64_t *cached, int device);
     ln_status (*name)(const char **out, int device); /* in a buffer of the thread's own */
     bool (*lost)(void);
+    int (*cudnn)(const char **why); /* see ln_cuda_cudnn, but for what is allowed */
 } ln_driver;
 /* The function that the shared object exports. */
 ln_status ln_driver_open(const ln_driver **out);
 
 /* ---- Devices (device.c) ---- */
+
+bool ln_cuda_cudnn_allowed(void); /* what ln_cuda_cudnn_set said last */
 
 /* The table for a device (never NULL for the device of a live tensor). */
 const ln_backend *ln_backend_of(int device);

@@ -21,7 +21,7 @@ static struct {
 /* Written under the lock, once: a device's driver is there before it is ready. */
 static const ln_driver *_Atomic cuda;
 static atomic_bool ready[LN_MOST_DEVICES];
-static atomic_bool tf32;
+static atomic_bool tf32, without_cudnn;
 static atomic_int ready_below = 1; /* one past the largest number of a ready device */
 
 /* ---- Loading ---- */
@@ -149,6 +149,23 @@ bool ln_cuda_tf32(void) {
 
 void ln_cuda_tf32_set(bool allowed) {
     tf32 = allowed;
+}
+
+bool ln_cuda_cudnn_allowed(void) {
+    return !without_cudnn;
+}
+
+void ln_cuda_cudnn_set(bool allowed) {
+    without_cudnn = !allowed;
+}
+
+ln_status ln_cuda_cudnn(int *version, const char **why) {
+    const ln_driver *driver;
+    ln_status status = ln_driver_load(&driver, "cudnn");
+    if (status != LN_OK) return status;
+    *why = "it is not allowed";
+    *version = without_cudnn ? 0 : driver->cudnn(why);
+    return LN_OK;
 }
 
 bool ln_device_lost(void) {

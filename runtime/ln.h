@@ -43,21 +43,18 @@ typedef enum {
 
 /* Devices are numbers: the CPU, then one for each CUDA device. */
 enum { LN_CPU = 0, LN_CUDA = 1 };
-
 typedef struct ln_tensor ln_tensor;
 
 /* ---- Errors, threads, interrupts ------------------------------------------------------------ */
 
 /* The calling thread's last failure, one line. Valid until its next failing call. */
 const char *ln_error(void);
-
 int ln_abi_version(void);
 
 /* The instruction set the CPU kernels run on: "baseline", "avx2" or "avx512". Results differ
  * between them in the last bits. ln_isa_set takes one that the processor has. */
 const char *ln_isa(void);
 ln_status ln_isa_set(const char *name);
-
 /* The size of the team that carries CPU kernels, 1 to 256 (initially the cores this process may
  * run on). The same size gives the same bits however many cores carry it. */
 int ln_threads(void);
@@ -82,8 +79,11 @@ ln_status ln_cuda_name(const char **out, int device);
  * fraction and several times the rate. Initially not. */
 bool ln_cuda_tf32(void);
 void ln_cuda_tf32_set(bool allowed);
-/* Waits until the device has done all that the calling thread asked of it. */
-ln_status ln_synchronize(int device);
+/* The cuDNN that convolves on CUDA devices, but in float64: 90100 is 9.1.0; 0 where it is missing
+ * or not allowed (initially it is): *why says why, and products of columns serve. */
+ln_status ln_cuda_cudnn(int *version, const char **why);
+void ln_cuda_cudnn_set(bool allowed);
+ln_status ln_synchronize(int device); /* waits for all that the calling thread asked of it */
 /* Whether a CUDA device has failed for good: a program that ends for it says so by its status. */
 bool ln_device_lost(void);
 
@@ -111,8 +111,7 @@ ln_status ln_memory_limit(int device, int64_t soft_bytes, int64_t hard_bytes);
  * called: time for the host language to run its collector and then call ln_memory_collected. */
 bool ln_memory_pressure(void);
 void ln_memory_collected(void);
-/* Gives cached blocks back to the system. */
-ln_status ln_memory_flush(int device);
+ln_status ln_memory_flush(int device); /* gives cached blocks back to the system */
 /* For tests: the n-th storage allocation from now fails once with LN_OUT_OF_MEMORY; 0 disarms. */
 void ln_memory_fail_after(int64_t n);
 
@@ -120,7 +119,7 @@ void ln_memory_fail_after(int64_t n);
 
 typedef struct {
     int dtype, device, ndim;
-    bool contiguous;                  /* row-major without gaps */
+    bool contiguous, channels_last;   /* row-major without gaps; see ln_channels_last */
     uint32_t version;                 /* counts in-place writes to the storage */
     int holders;                      /* handles that share the storage, this one included */
     int64_t numel;
@@ -130,10 +129,10 @@ typedef struct {
 
 /* A new row-major tensor of 0 to LN_MAX_DIMS dimensions, contents undefined. */
 ln_status ln_tensor_empty(ln_tensor **out, int dtype, int device, int ndim, const int64_t *shape);
+ln_status ln_empty_like(ln_tensor **out, const ln_tensor *x); /* in x's memory format too */
 /* Gives back a handle. NULL is allowed. Cannot fail. The storage goes with its last handle. */
 void ln_tensor_release(ln_tensor *t);
-/* A second handle on the same elements. */
-ln_status ln_tensor_alias(ln_tensor **out, const ln_tensor *t);
+ln_status ln_tensor_alias(ln_tensor **out, const ln_tensor *t); /* of the same elements */
 ln_status ln_tensor_describe(ln_tensor_info *out, const ln_tensor *t);
 uint32_t ln_tensor_version(const ln_tensor *t); /* 0 for NULL */
 /* Host values in row-major order: n must be the number of elements. int64 values beyond 2^53 are
@@ -160,6 +159,9 @@ ln_status ln_diagonal(ln_tensor **out, const ln_tensor *t, int64_t offset, int d
 ln_status ln_copy(ln_tensor *dst, const ln_tensor *src);
 ln_status ln_cast(ln_tensor **out, const ln_tensor *x, int dtype);
 ln_status ln_contiguous(ln_tensor **out, const ln_tensor *x); /* always a copy, row-major */
+/* A copy of x (N,C,H,W) in the order of a row-major (N,H,W,C): channels-last. Casts, moves,
+ * elementwise operators, convolutions (where x or w is), pools and batch_norm keep this format. */
+ln_status ln_channels_last(ln_tensor **out, const ln_tensor *x);
 ln_status ln_to_device(ln_tensor **out, const ln_tensor *x, int device);
 ln_status ln_upload(ln_tensor **out, const ln_tensor *x, int device); /* see upload.c */
 /* A row-major copy on the CPU, in memory that the system never moves: CUDA devices copy from and to
@@ -181,8 +183,7 @@ typedef enum {
 } ln_distribution;
 ln_status ln_random(ln_tensor *dst, int distribution, double a, double b, uint64_t seed,
                     uint64_t stream, uint64_t offset);
-/* dst (n) int64: a permutation of 1..n. */
-ln_status ln_randperm(ln_tensor *dst, uint64_t seed, uint64_t stream);
+ln_status ln_randperm(ln_tensor *dst, uint64_t seed, uint64_t stream); /* dst (n) int64: of 1..n */
 /* The four words at the counter (block, stream) under the key `seed`. Index i owns words 0
  * and 1 (low word first) of block i / 2 where i is even, 2 and 3 where it is odd. */
 void ln_philox(uint32_t out[4], uint64_t seed, uint64_t stream, uint64_t block);
@@ -246,9 +247,8 @@ ln_status ln_cumsum(ln_tensor **out, const ln_tensor *x, int dim, bool reverse);
 
 /* ---- Selecting ------------------------------------------------------------------------------ */
 
-/* Stable; NaN counts as larger than all. */
 ln_status ln_sort(ln_tensor **values, ln_tensor **indices, const ln_tensor *x, int dim,
-                  bool descending);
+                  bool descending); /* stable; NaN counts as larger than all */
 /* The k largest (or smallest) along dim, in that order; ties by position. 0 <= k <= extent. */
 ln_status ln_topk(ln_tensor **values, ln_tensor **indices, const ln_tensor *x, int64_t k, int dim,
                   bool largest);
@@ -288,11 +288,11 @@ ln_status ln_max_pool2d_backward(ln_tensor **dx, const ln_tensor *dy, const ln_t
 /* Padding counts as zeros and in the divisor (PyTorch's default). */
 ln_status ln_avg_pool2d(ln_tensor **out, const ln_tensor *x, const ln_pool_params *p);
 ln_status ln_avg_pool2d_backward(ln_tensor **dx, const ln_tensor *dy, int64_t height, int64_t width,
-                                 const ln_pool_params *p);
+                                 const ln_pool_params *p, bool channels_last); /* dx */
 ln_status ln_adaptive_avg_pool2d(ln_tensor **out, const ln_tensor *x, int64_t height,
                                  int64_t width);
 ln_status ln_adaptive_avg_pool2d_backward(ln_tensor **dx, const ln_tensor *dy, int64_t height,
-                                          int64_t width);
+                                          int64_t width, bool channels_last);
 
 /* ---- Normalisation -------------------------------------------------------------------------- */
 
@@ -304,13 +304,15 @@ ln_status ln_softmax_backward(ln_tensor **dx, const ln_tensor *dy, const ln_tens
 /* x (N,C,...). weight and bias: (C), both or neither NULL. Training: normalises by the batch's own
  * statistics, stored in mean and rstd (C), and moves running_mean and running_var (C; NULL: none)
  * by momentum (the variance unbiased). Otherwise: by the running statistics; mean and rstd receive
- * what was used. */
+ * what was used. Then adds residual (like x; NULL: none), and takes what is above 0 when relu. */
 ln_status ln_batch_norm(ln_tensor **out, ln_tensor **mean, ln_tensor **rstd, const ln_tensor *x,
-                        const ln_tensor *weight, const ln_tensor *bias, ln_tensor *running_mean,
-                        ln_tensor *running_var, bool training, double momentum, double eps);
+                        const ln_tensor *weight, const ln_tensor *bias, const ln_tensor *residual,
+                        ln_tensor *running_mean, ln_tensor *running_var, bool training, bool relu,
+                        double momentum, double eps);
+/* y: the output, with relu; else NULL, and so is dresidual: it is dy. All but dx may be NULL. */
 ln_status ln_batch_norm_backward(ln_tensor **dx, ln_tensor **dweight, ln_tensor **dbias,
-                                 const ln_tensor *dy, const ln_tensor *x, const ln_tensor *weight,
-                                 const ln_tensor *mean, const ln_tensor *rstd, bool training);
+    ln_tensor **dresidual, const ln_tensor *dy, const ln_tensor *x, const ln_tensor *y,
+    const ln_tensor *weight, const ln_tensor *mean, const ln_tensor *rstd, bool training);
 /* Over the last ndim_normalised dimensions; weight and bias have their shape, or are NULL. mean and
  * rstd have the leading dimensions. */
 ln_status ln_layer_norm(ln_tensor **out, ln_tensor **mean, ln_tensor **rstd, const ln_tensor *x,
@@ -591,10 +593,8 @@ void ln_handles_release(ln_handles *all);
 
 /* ---- Host ----------------------------------------------------------------------------------- */
 
-/* Seconds on a clock that never jumps; only differences mean something. */
-double ln_clock(void);
-/* Whether a person watches file descriptor 0, 1 or 2. */
-bool ln_is_terminal(int descriptor);
+double ln_clock(void); /* seconds on a clock that never jumps; only differences mean something */
+bool ln_is_terminal(int descriptor); /* whether a person watches file descriptor 0, 1 or 2 */
 
 #pragma GCC visibility pop
 #endif

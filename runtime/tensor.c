@@ -51,6 +51,37 @@ bool ln_is_contiguous(const ln_tensor *t) {
     return true;
 }
 
+/* Strides, in elements, of a channels-last tensor of t's shape. */
+static void channels_last_strides(int64_t stride[4], const ln_tensor *t) {
+    stride[1] = 1;
+    stride[3] = t->shape[1];
+    stride[2] = t->shape[3] * stride[3];
+    stride[0] = t->shape[2] * stride[2];
+}
+
+bool ln_is_channels_last(const ln_tensor *t) {
+    int64_t stride[4];
+    if (t->ndim != 4) return false;
+    channels_last_strides(stride, t);
+    if (t->shape[0] == 1) stride[0] = t->stride[0];
+    return memcmp(stride, t->stride, sizeof stride) == 0 &&
+           t->shape[1] * t->shape[2] * t->shape[3] > 1;
+}
+
+ln_tensor ln_channels_moved_last(const ln_tensor *t) {
+    static const int order[] = {0, 2, 3, 1};
+    ln_tensor v = *t;
+    for (int i = 0; i < 4; i++) {
+        v.shape[i] = t->shape[order[i]];
+        v.stride[i] = t->stride[order[i]];
+    }
+    return v;
+}
+
+void ln_set_channels_last(ln_tensor *t) {
+    channels_last_strides(t->stride, t);
+}
+
 bool ln_same_shape(const ln_tensor *a, const ln_tensor *b) {
     return a->ndim == b->ndim &&
            memcmp(a->shape, b->shape, (size_t)a->ndim * sizeof *a->shape) == 0;
@@ -122,6 +153,7 @@ ln_status ln_pin(ln_tensor **out, const ln_tensor *x) {
     LN_TRY(ln_check_inputs("pin", 1, &x));
     if (*out != NULL) LN_TRY(ln_fail(LN_BAD_ARGUMENT, "pin: makes a tensor; *out must be NULL"));
     LN_TRY(ln_tensor_new(&made, x->dtype, LN_CPU, LN_PINNED, x->ndim, x->shape, "pin"));
+    if (ln_is_channels_last(x)) ln_set_channels_last(made);
     LN_TRY(ln_copy(made, x));
     *out = made;
     return LN_OK;
@@ -138,6 +170,12 @@ ln_status ln_tensor_empty(ln_tensor **out, int dtype, int device, int ndim, cons
     ln_status status = ln_device_check(device, "empty");
     if (status != LN_OK) return status;
     return ln_tensor_new(out, dtype, device, LN_USUAL, ndim, shape, "empty");
+}
+
+ln_status ln_empty_like(ln_tensor **out, const ln_tensor *x) {
+    ln_status status = ln_check_handles("empty_like", 1, &x);
+    if (status != LN_OK) return status;
+    return ln_out_like(out, x->dtype, x, x->ndim, x->shape, "empty_like");
 }
 
 void ln_tensor_release(ln_tensor *t) {
@@ -162,6 +200,15 @@ ln_status ln_out(ln_tensor **out, int dtype, int device, int ndim, const int64_t
                            what);
     ln_wrote(t);
     return LN_OK;
+}
+
+ln_status ln_out_like(ln_tensor **out, int dtype, const ln_tensor *like, int ndim,
+                      const int64_t *shape, const char *what) {
+    bool made = *out == NULL;
+    ln_status status = ln_out(out, dtype, ln_device(like), ndim, shape, what);
+    if (status == LN_OK && made && ndim == 4 && ln_is_channels_last(like))
+        ln_set_channels_last(*out);
+    return status;
 }
 
 void ln_out_fail(ln_tensor **out, const ln_tensor *given) {
@@ -433,6 +480,7 @@ ln_status ln_tensor_describe(ln_tensor_info *out, const ln_tensor *t) {
         .device = ln_device(t),
         .ndim = t->ndim,
         .contiguous = ln_is_contiguous(t),
+        .channels_last = ln_is_channels_last(t),
         .version = atomic_load_explicit(&t->storage->version, memory_order_relaxed),
         .holders = atomic_load_explicit(&t->storage->refs, memory_order_relaxed),
         .numel = t->numel,

@@ -32,15 +32,17 @@ static ln_status begin(ln_tensor *y, const ln_tensor *x) {
     return LN_OK;
 }
 
-/* Aside only where *out is NULL and x is row-major; else as ln_to_device. */
+/* Aside only where *out is NULL and x is row-major or channels-last; else as ln_to_device. */
 ln_status ln_upload(ln_tensor **out, const ln_tensor *x, int device) {
     ln_tensor *made = NULL;
     ln_status status;
     LN_TRY(ln_check_handles("upload", 1, &x));
     LN_TRY(ln_device_check(device, "upload"));
-    bool apart = ln_is_pinned(x) && ln_is_contiguous(x) && x->numel > 0;
+    bool channels_last = ln_is_channels_last(x);
+    bool apart = ln_is_pinned(x) && (ln_is_contiguous(x) || channels_last) && x->numel > 0;
     if (*out != NULL || device == LN_CPU || !apart) return ln_to_device(out, x, device);
     LN_TRY(ln_tensor_new(&made, x->dtype, device, LN_AHEAD, x->ndim, x->shape, "upload"));
+    if (channels_last) ln_set_channels_last(made);
     LN_TRY(begin(made, x));
     *out = made;
     return LN_OK;

@@ -78,10 +78,12 @@ function M.record_part(y, rule, whole)
   return attach(y, rule, { whole, rule = false, seq = 0, grad = false, used = false })
 end
 
---- Keeps x (and y) for the rule, as node.x and node.y, guarded against in-place changes.
-function M.save(node, x, y)
+--- Keeps x (and y and z) for the rule, as node.x, node.y and node.z, guarded against in-place
+--- changes.
+function M.save(node, x, y, z)
   node.x, node.x_version = x, C.ln_tensor_version(x.h)
   if y then node.y, node.y_version = y, C.ln_tensor_version(y.h) end
+  if z then node.z, node.z_version = z, C.ln_tensor_version(z.h) end
   return node
 end
 
@@ -228,7 +230,7 @@ end
 function Walk:exclusive(g)
   if self.users[g] ~= 1 then return false end
   local about = tensor.info(g)
-  return about.holders == 1 and about.contiguous
+  return about.holders == 1 and (about.contiguous or about.channels_last)
 end
 
 --- What a rule may add the gradient of its input e to, returning none: what has come for e already,
@@ -314,9 +316,10 @@ function Walk:made(d)
 end
 
 local function check_saved(node)
-  local x, y = node.x, node.y
+  local x, y, z = node.x, node.y, node.z
   if (x and C.ln_tensor_version(x.h) ~= node.x_version)
-    or (y and C.ln_tensor_version(y.h) ~= node.y_version) then
+    or (y and C.ln_tensor_version(y.h) ~= node.y_version)
+    or (z and C.ln_tensor_version(z.h) ~= node.z_version) then
     raise("backward: a tensor that %s saved for its gradient was changed in place afterwards",
       names[node.rule])
   end
@@ -326,7 +329,7 @@ end
 local function forget(node)
   if node.lasting then return end
   node.used = true
-  node.x, node.y = nil, nil
+  node.x, node.y, node.z = nil, nil, nil
   for i = 1, #node do node[i] = false end
   if node.private then
     for _, t in ipairs(node.private) do t:free() end

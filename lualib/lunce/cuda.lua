@@ -43,6 +43,22 @@ function M.tf32(allowed)
   return C.ln_cuda_tf32()
 end
 
+local version, why = ffi.new "int[1]", ffi.new "const char *[1]"
+
+--- The version of the cuDNN that convolves on CUDA devices, "9.1.0", after setting whether one may
+--- where `allowed` is given (initially yes). Where none does, false and why: convolutions are then
+--- products of columns by cuBLASLt, as they always are in float64.
+---@param allowed boolean|nil
+---@return string|false
+---@return string|nil
+function M.cudnn(allowed)
+  if allowed ~= nil then C.ln_cuda_cudnn_set(allowed) end
+  call(C.ln_cuda_cudnn, version, why)
+  local v = version[0]
+  if v == 0 then return false, ffi.string(why[0]) end
+  return ("%d.%d.%d"):format(math.floor(v / 10000), math.floor(v / 100) % 100, v % 100)
+end
+
 --- Waits until the device has done all it was asked to.
 ---@param device string|nil "cuda"
 function M.synchronize(device)

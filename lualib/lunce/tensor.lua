@@ -57,10 +57,11 @@ end
 
 -- ---- Results of C functions ------------------------------------------------------------------
 
-local box, box2, box3 = ffi.new "ln_tensor *[1]", ffi.new "ln_tensor *[1]", ffi.new "ln_tensor *[1]"
+local box, box2 = ffi.new "ln_tensor *[1]", ffi.new "ln_tensor *[1]"
+local box3, box4 = ffi.new "ln_tensor *[1]", ffi.new "ln_tensor *[1]"
 
---- An empty out-box for a C function's result, which take() then wraps. out2, take2 and out3,
---- take3 are the boxes of a second and third result.
+--- An empty out-box for a C function's result, which take() then wraps. out2, take2 to out4, take4
+--- are the boxes of a second to fourth result.
 function M.out()
   box[0] = nil
   return box
@@ -74,6 +75,11 @@ end
 function M.out3()
   box3[0] = nil
   return box3
+end
+
+function M.out4()
+  box4[0] = nil
+  return box4
 end
 
 --- Hands t to the innermost open scope.
@@ -124,6 +130,8 @@ function M.take() return taken(box) end
 function M.take2() return taken(box2) end
 
 function M.take3() return taken(box3) end
+
+function M.take4() return taken(box4) end
 
 --- An out-box that makes the C function write into t.
 function M.into(t)

@@ -266,9 +266,9 @@ static void move_running(const batch *b, ln_tensor *running, const double *new, 
     store(b, running, b->other);
 }
 
-ln_status CPU(batch_norm)(ln_tensor *y, ln_tensor *mean, ln_tensor *rstd, const ln_tensor *x,
-                          const ln_tensor *weight, const ln_tensor *bias, ln_tensor *running_mean,
-                          ln_tensor *running_var, bool training, double momentum, double eps) {
+static ln_status normalise(ln_tensor *y, ln_tensor *mean, ln_tensor *rstd, const ln_tensor *x,
+                           const ln_tensor *weight, const ln_tensor *bias, ln_tensor *running_mean,
+                           ln_tensor *running_var, bool training, double momentum, double eps) {
     batch b = {.x = x, .out = y};
     ln_tensor *made_x = NULL, *made_y = NULL;
     double factor = 1; /* of square in the variance */
@@ -303,11 +303,22 @@ fail:
     return status;
 }
 
+ln_status CPU(batch_norm)(ln_tensor *y, ln_tensor *mean, ln_tensor *rstd, const ln_tensor *x,
+                          const ln_tensor *weight, const ln_tensor *bias, const ln_tensor *residual,
+                          ln_tensor *running_mean, ln_tensor *running_var, bool training, bool relu,
+                          double momentum, double eps) {
+    ln_status status = normalise(y, mean, rstd, x, weight, bias, running_mean, running_var,
+                                 training, momentum, eps);
+    if (status == LN_OK && residual != NULL) status = CPU(axpby)(y, 1, residual, 1);
+    if (status == LN_OK && relu) status = CPU(unary)(y, LN_RELU, y, 0, 0);
+    return status;
+}
+
 /* With d = x - mean: dweight = rstd sum of dy d, dbias = sum of dy; in training, whose statistics
  * depend on x, dx = (dy - mean of dy - d rstd^2 mean of dy d) weight rstd. */
-ln_status CPU(batch_norm_backward)(ln_tensor *dx, ln_tensor *dweight, ln_tensor *dbias,
-                                   const ln_tensor *dy, const ln_tensor *x, const ln_tensor *weight,
-                                   const ln_tensor *mean, const ln_tensor *rstd, bool training) {
+static ln_status gradients(ln_tensor *dx, ln_tensor *dweight, ln_tensor *dbias, const ln_tensor *dy,
+                           const ln_tensor *x, const ln_tensor *weight, const ln_tensor *mean,
+                           const ln_tensor *rstd, bool training) {
     batch b = {.x = x, .dy = dy, .out = dx};
     ln_tensor *made_x = NULL, *made_dy = NULL, *made_dx = NULL;
     ln_status status;
@@ -335,5 +346,26 @@ fail:
     ln_tensor_release(made_x);
     ln_tensor_release(made_dy);
     ln_tensor_release(made_dx);
+    return status;
+}
+
+/* The gradient before relu is the residual's; where that is not wanted, it is made aside. */
+ln_status CPU(batch_norm_backward)(ln_tensor *dx, ln_tensor *dweight, ln_tensor *dbias,
+                                   ln_tensor *dresidual, const ln_tensor *dy, const ln_tensor *x,
+                                   const ln_tensor *y, const ln_tensor *weight,
+                                   const ln_tensor *mean, const ln_tensor *rstd, bool training) {
+    ln_tensor *made = NULL, *masked = dresidual;
+    ln_status status = LN_OK;
+    if (y != NULL) {
+        if (masked == NULL) {
+            LN_TRY(ln_out(&made, dy->dtype, LN_CPU, dy->ndim, dy->shape, "batch_norm_backward"));
+            masked = made;
+        }
+        LN_TRY(CPU(binary)(masked, LN_RELU_BACKWARD, dy, y));
+        dy = masked;
+    }
+    status = gradients(dx, dweight, dbias, dy, x, weight, mean, rstd, training);
+fail:
+    ln_tensor_release(made);
     return status;
 }

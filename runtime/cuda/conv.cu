@@ -1,10 +1,11 @@
-/* Convolutions as matrix products: the input is laid out as columns, a column for each place of the
- * output with the elements under the kernel, and the library multiplies. Computed for so many
- * samples at a time as scratch memory holds columns for. Invariant: an element of a gradient is
- * summed by one thread or one product, in a fixed order.
+/* Convolutions: cuDNN's (convolve.h) where there is one, else as matrix products: the input is laid
+ * out as columns, a column for each place of the output with the elements under the kernel, and
+ * cuBLASLt multiplies. Computed for so many samples at a time as scratch memory holds columns for.
+ * Invariant: an element of a gradient is summed by one thread or one product, in a fixed order.
  *
  * Columns are kh * kw times the input: written and read once, they cost a multiple of the memory
  * traffic of a kernel that never stores them. */
+#include "convolve.h"
 #include "products.h"
 #include "walk.h"
 
@@ -189,12 +190,11 @@ static matrix transposed(matrix a) {
     return a;
 }
 
-ln_status CUDA(conv2d)(ln_tensor *y, const ln_tensor *x, const ln_tensor *w, const ln_tensor *bias,
-                       const ln_conv_params *p) {
-    ln_status status = cuda_enter(y, "conv2d");
-    if (status != LN_OK || y->numel == 0) return status;
+static ln_status multiply_forward(ln_tensor *y, const ln_tensor *x, const ln_tensor *w,
+                                  const ln_conv_params *p) {
     shape s = shape_of(x, w, y, p);
     conv c;
+    ln_status status;
     LN_TRY(begin(&c, s, w, "conv2d"));
     for (int64_t n = 0; n < s.N; n += c.batch) {
         int64_t samples = s.N - n < c.batch ? s.N - n : c.batch;
@@ -205,15 +205,6 @@ ln_status CUDA(conv2d)(ln_tensor *y, const ln_tensor *x, const ln_tensor *w, con
                             columns(&c, samples), s.O / p->groups, samples * s.places, s.taps,
                             p->groups, false, c.what));
         LN_TRY(CUDA(copy)(&part, &all));
-    }
-    if (bias != NULL) {
-        ln_tensor b = *bias;
-        b.ndim = 4;
-        for (int d = 0; d < 4; d++) {
-            b.shape[d] = y->shape[d];
-            b.stride[d] = d == 1 ? bias->stride[0] : 0;
-        }
-        status = CUDA(axpby)(y, 1, &b, 1);
     }
 fail:
     end(&c);
@@ -259,14 +250,12 @@ fail:
     return status;
 }
 
-ln_status CUDA(conv2d_backward)(ln_tensor *dx, ln_tensor *dw, ln_tensor *db, const ln_tensor *dy,
-                                const ln_tensor *x, const ln_tensor *w, const ln_conv_params *p) {
+static ln_status multiply_backward(ln_tensor *dx, ln_tensor *dw, const ln_tensor *dy,
+                                   const ln_tensor *x, const ln_tensor *w,
+                                   const ln_conv_params *p) {
     ln_tensor *packed = NULL, *target = dw;
     conv c = {};
-    ln_status status = cuda_enter(dy, "conv2d_backward");
-    if (status == LN_OK && db != NULL) status = bias_gradient(db, dy);
-    if (status == LN_OK && dw != NULL) status = CUDA(fill)(dw, 0);
-    if (status != LN_OK || dy->numel == 0) return status;
+    ln_status status;
     LN_TRY(begin(&c, shape_of(x, w, dy, p), w, "conv2d_backward"));
     if (dw != NULL && !ln_is_contiguous(dw)) {
         LN_TRY(ln_out(&packed, dw->dtype, ln_device(dw), 4, dw->shape, c.what));
@@ -277,5 +266,86 @@ ln_status CUDA(conv2d_backward)(ln_tensor *dx, ln_tensor *dw, ln_tensor *db, con
 fail:
     end(&c);
     ln_tensor_release(packed);
+    return status;
+}
+
+/* ---- Operands for cuDNN: without gaps, all in one memory format ---- */
+
+static bool is_dense(const ln_tensor *t, bool channels_last) {
+    if (!channels_last) return ln_is_contiguous(t);
+    ln_tensor moved = ln_channels_moved_last(t);
+    return ln_is_contiguous(&moved);
+}
+
+/* *t, or a copy in *made, or, of what is written, a place in *made. */
+static ln_status make_dense(const ln_tensor **t, ln_tensor **made, bool channels_last,
+                            bool written) {
+    ln_status status = LN_OK;
+    if (is_dense(*t, channels_last)) return status;
+    if (!written) {
+        status = channels_last ? ln_channels_last(made, *t) : ln_contiguous(made, *t);
+    } else {
+        status = ln_out(made, (*t)->dtype, ln_device(*t), 4, (*t)->shape, "conv2d");
+        if (status == LN_OK && channels_last) ln_set_channels_last(*made);
+    }
+    if (status == LN_OK) *t = *made;
+    return status;
+}
+
+/* One pass, by cuDNN where *done; its result is the one of x, w and y that the pass computes. */
+static ln_status convolve(bool *done, convolve_pass pass, const ln_tensor *x, const ln_tensor *w,
+                          const ln_tensor *y, const ln_conv_params *p, const char *what) {
+    static const int results[] = {2, 0, 1}; /* ORDER of convolve_pass: y, dx, dw */
+    const ln_tensor *t[] = {x, w, y};
+    const int result = results[pass];
+    ln_tensor *made[3] = {}, *out = NULL;
+    const char *why;
+    ln_status status = LN_OK;
+    *done = false;
+    if (x->dtype == LN_FLOAT64 || !ln_cuda_cudnn_allowed() || cuda_cudnn_version(&why) == 0)
+        return LN_OK;
+    bool channels_last = false;
+    for (int i = 0; i < 3; i++) channels_last |= ln_is_channels_last(t[i]);
+    out = (ln_tensor *)t[result];
+    for (int i = 0; i < 3; i++) LN_TRY(make_dense(&t[i], &made[i], channels_last, i == result));
+    LN_TRY(cuda_convolve(done, pass, t[0], t[1], t[2], channels_last, p, what));
+    if (*done && made[result] != NULL) status = CUDA(copy)(out, made[result]);
+fail:
+    for (int i = 0; i < 3; i++) ln_tensor_release(made[i]);
+    return status;
+}
+
+/* ---- The operators ---- */
+
+ln_status CUDA(conv2d)(ln_tensor *y, const ln_tensor *x, const ln_tensor *w, const ln_tensor *bias,
+                       const ln_conv_params *p) {
+    bool done;
+    ln_status status = cuda_enter(y, "conv2d");
+    if (status != LN_OK || y->numel == 0) return status;
+    status = convolve(&done, CONVOLVE_FORWARD, x, w, y, p, "conv2d");
+    if (status == LN_OK && !done) status = multiply_forward(y, x, w, p);
+    if (status != LN_OK || bias == NULL) return status;
+    ln_tensor b = *bias;
+    b.ndim = 4;
+    for (int d = 0; d < 4; d++) {
+        b.shape[d] = y->shape[d];
+        b.stride[d] = d == 1 ? bias->stride[0] : 0;
+    }
+    return CUDA(axpby)(y, 1, &b, 1);
+}
+
+ln_status CUDA(conv2d_backward)(ln_tensor *dx, ln_tensor *dw, ln_tensor *db, const ln_tensor *dy,
+                                const ln_tensor *x, const ln_tensor *w, const ln_conv_params *p) {
+    const char *what = "conv2d_backward";
+    bool has_dx = dx == NULL, has_dw = dw == NULL;
+    ln_status status;
+    LN_TRY(cuda_enter(dy, what));
+    if (db != NULL) LN_TRY(bias_gradient(db, dy));
+    if (dy->numel == 0) return dw == NULL ? status : CUDA(fill)(dw, 0);
+    if (!has_dx) LN_TRY(convolve(&has_dx, CONVOLVE_DATA, dx, w, dy, p, what));
+    if (!has_dw) LN_TRY(convolve(&has_dw, CONVOLVE_FILTER, x, dw, dy, p, what));
+    if (!has_dx || !has_dw)
+        status = multiply_backward(has_dx ? NULL : dx, has_dw ? NULL : dw, dy, x, w, p);
+fail:
     return status;
 }

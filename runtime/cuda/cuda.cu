@@ -3,6 +3,7 @@
  * nothing is asked of a stream but the calling thread's own. */
 #include <stdio.h>
 
+#include "convolve.h"
 #include "copies.h"
 
 static const ln_backend table = {
@@ -176,9 +177,10 @@ ln_status ln_driver_open(const ln_driver **out) {
         return ln_fail(LN_NO_DEVICE, "the NVIDIA driver finds no device");
     if (error != cudaSuccess)
         return ln_fail(LN_NO_DEVICE, "%s (%s)", cudaGetErrorString(error), cudaGetErrorName(error));
-    driver = {LN_DRIVER_VERSION, devices,       &table,      acquire,     release,   cuda_pin,
-              cuda_unpin,        cuda_transfer, cuda_upload, cuda_follow, cuda_wait, synchronize,
-              flush_devices,     memory,        name_of,     cuda_lost};
+    driver = {LN_DRIVER_VERSION, devices,           &table,        acquire,     release,
+              cuda_pin,          cuda_unpin,        cuda_transfer, cuda_upload, cuda_follow,
+              cuda_wait,         synchronize,       flush_devices, memory,      name_of,
+              cuda_lost,         cuda_cudnn_version};
     *out = &driver;
     return LN_OK;
 }

@@ -1,6 +1,8 @@
 /* softmax, batch and layer normalisation: sums of reduce.cu, then one pass over the elements. Batch
- * and layer normalisation are one computation over different dimensions. Invariants: statistics are
- * kept in double until the elements are computed from them; x may have any strides. */
+ * and layer normalisation are one computation over different dimensions; columns.cu computes batch
+ * normalisation where channels lie side by side. Invariants: statistics are kept in double until
+ * the elements are computed from them; x may have any strides. */
+#include "columns.h"
 #include "reduce.h"
 
 /* ---- Views ---- */
@@ -116,7 +118,9 @@ typedef struct {
     const char *what;
     const ln_tensor *x, *weight, *bias;
     int stat_first, stat_ndim, weight_first;
-    double count; /* elements to a statistic */
+    double count;              /* elements to a statistic */
+    const ln_tensor *residual; /* NULL: none */
+    bool relu, columns;        /* columns: columns.h takes x and what is like it */
 } normalisation;
 
 static normalisation normalisation_of(const char *what, const ln_tensor *x, const ln_tensor *weight,
@@ -125,7 +129,7 @@ static normalisation normalisation_of(const char *what, const ln_tensor *x, cons
     int64_t statistics = 1;
     for (int d = 0; d < stat_ndim; d++) statistics *= x->shape[stat_first + d];
     double count = statistics > 0 ? (double)(x->numel / statistics) : 0;
-    return {what, x, weight, bias, stat_first, stat_ndim, weight_first, count};
+    return {what, x, weight, bias, stat_first, stat_ndim, weight_first, count, NULL, false, false};
 }
 
 typedef struct {
@@ -164,14 +168,15 @@ static __global__ void statistics_kernel(walk w, statistics s) {
     }
 }
 
-static __global__ void normalise_kernel(walk w) {
-    enum { Y, X, MEAN, RSTD, WEIGHT, BIAS, TENSORS };
+static __global__ void normalise_kernel(walk w, bool relu) {
+    enum { Y, X, MEAN, RSTD, WEIGHT, BIAS, RESIDUAL, TENSORS };
     for (int64_t i = grid_thread(); i < w.numel; i += grid_threads()) {
         int64_t at[TENSORS];
         double v[TENSORS];
         walk_offsets<TENSORS>(w, i, at);
         for (int k = X; k < TENSORS; k++) v[k] = walk_load<double>(w, k, at[k]);
-        walk_store(w, Y, at[Y], (v[X] - v[MEAN]) * v[RSTD] * v[WEIGHT] + v[BIAS]);
+        double y = (v[X] - v[MEAN]) * v[RSTD] * v[WEIGHT] + v[BIAS] + v[RESIDUAL];
+        walk_store(w, Y, at[Y], relu && y < 0 ? 0 : y);
     }
 }
 
@@ -183,11 +188,15 @@ static ln_status apply(const normalisation &n, ln_tensor *y, const ln_tensor *me
                             repeated(&view[0], mean, n.x, n.stat_first),
                             repeated(&view[1], rstd, n.x, n.stat_first),
                             repeated(&view[2], n.weight, n.x, n.weight_first),
-                            repeated(&view[3], n.bias, n.x, n.weight_first)};
+                            repeated(&view[3], n.bias, n.x, n.weight_first),
+                            n.residual};
     if (y->numel == 0) return LN_OK;
-    walk w = walk_over(6, t, 0);
+    if (n.columns)
+        return cuda_columns_normalise(y, n.x, mean, rstd, n.weight, n.bias, n.residual, n.relu,
+                                      n.what);
+    walk w = walk_over(7, t, 0);
     walk_number(&w, 4, 1);
-    return launch(n.what, normalise_kernel, blocks_for(w.numel), THREADS, w);
+    return launch(n.what, normalise_kernel, blocks_for(w.numel), THREADS, w, n.relu);
 }
 
 static ln_status forward(const normalisation &n, ln_tensor *y, ln_tensor *mean, ln_tensor *rstd,
@@ -198,7 +207,9 @@ static ln_status forward(const normalisation &n, ln_tensor *y, ln_tensor *mean, 
     s.count = n.count;
     LN_TRY(doubles(&m, n.x, n.stat_first, n.stat_ndim, n.what));
     LN_TRY(doubles(&squares, n.x, n.stat_first, n.stat_ndim, n.what));
-    if (s.training && n.count > 0) {
+    if (s.training && n.count > 0 && n.columns) {
+        LN_TRY(cuda_columns_moments(m, squares, n.x, n.what));
+    } else if (s.training && n.count > 0) {
         ln_tensor m_view = placed(m, n.x, n.stat_first);
         ln_tensor squares_view = placed(squares, n.x, n.stat_first);
         LN_TRY(cuda_moments(&m_view, &squares_view, n.x, n.what));
@@ -267,29 +278,66 @@ static ln_status sums_of(ln_tensor *sum, ln_tensor *dot, const normalisation &n,
 /* ---- The operators ---- */
 
 ln_status CUDA(batch_norm)(ln_tensor *y, ln_tensor *mean, ln_tensor *rstd, const ln_tensor *x,
-                           const ln_tensor *weight, const ln_tensor *bias, ln_tensor *running_mean,
-                           ln_tensor *running_var, bool training, double momentum, double eps) {
+                           const ln_tensor *weight, const ln_tensor *bias,
+                           const ln_tensor *residual, ln_tensor *running_mean,
+                           ln_tensor *running_var, bool training, bool relu, double momentum,
+                           double eps) {
+    const ln_tensor *alike[] = {x, y, residual};
     normalisation n = normalisation_of("batch_norm", x, weight, bias, 1, 1, 1);
+    n.residual = residual;
+    n.relu = relu;
+    n.columns = cuda_columns_fit(3, alike);
     return forward(n, y, mean, rstd, running_mean, running_var, {training, momentum, eps, 0});
 }
 
+/* What of dy passes relu: in dresidual, or else in *made. */
+static ln_status mask(const ln_tensor **dy, ln_tensor **made, ln_tensor *dresidual,
+                      const ln_tensor *y, const char *what) {
+    ln_tensor *masked = dresidual;
+    ln_status status = LN_OK;
+    if (masked == NULL) {
+        LN_TRY(ln_out(made, y->dtype, ln_device(y), y->ndim, y->shape, what));
+        masked = *made;
+    }
+    status = CUDA(binary)(masked, LN_RELU_BACKWARD, *dy, y);
+    *dy = masked;
+fail:
+    return status;
+}
+
+/* The gradient before relu is the residual's: where that is wanted, columns.cu writes it while it
+ * sums and reads it then; where it is not, it masks dy both times. */
 ln_status CUDA(batch_norm_backward)(ln_tensor *dx, ln_tensor *dweight, ln_tensor *dbias,
-                                    const ln_tensor *dy, const ln_tensor *x,
-                                    const ln_tensor *weight, const ln_tensor *mean,
-                                    const ln_tensor *rstd, bool training) {
+                                    ln_tensor *dresidual, const ln_tensor *dy, const ln_tensor *x,
+                                    const ln_tensor *y, const ln_tensor *weight,
+                                    const ln_tensor *mean, const ln_tensor *rstd, bool training) {
     normalisation n = normalisation_of("batch_norm_backward", x, weight, NULL, 1, 1, 1);
-    ln_tensor *sum = NULL, *dot = NULL;
+    const ln_tensor *alike[] = {x, dy, y, dx, dresidual};
+    ln_tensor *sum = NULL, *dot = NULL, *made = NULL;
     ln_status status = cuda_enter(x, n.what);
     if (status != LN_OK || mean->numel == 0) return status;
+    n.columns = x->numel > 0 && cuda_columns_fit(5, alike);
     LN_TRY(doubles(&sum, x, 1, 1, n.what));
     LN_TRY(doubles(&dot, x, 1, 1, n.what));
-    LN_TRY(sums_of(sum, dot, n, dy, NULL, mean, rstd, 1));
+    if (n.columns) {
+        LN_TRY(cuda_columns_sums(sum, dot, dresidual, dy, x, y, mean, rstd, n.what));
+        if (dresidual != NULL) dy = dresidual, y = NULL;
+    } else {
+        if (y != NULL) LN_TRY(mask(&dy, &made, dresidual, y, n.what));
+        LN_TRY(sums_of(sum, dot, n, dy, NULL, mean, rstd, 1));
+    }
     if (dweight != NULL) LN_TRY(CUDA(copy)(dweight, dot));
     if (dbias != NULL) LN_TRY(CUDA(copy)(dbias, sum));
-    status = backward(n, dx, dy, mean, rstd, training ? sum : NULL, training ? dot : NULL, false);
+    if (n.columns)
+        status = cuda_columns_gradient(dx, dy, x, y, weight, mean, rstd, training ? sum : NULL,
+                                       training ? dot : NULL, n.what);
+    else
+        status =
+            backward(n, dx, dy, mean, rstd, training ? sum : NULL, training ? dot : NULL, false);
 fail:
     ln_tensor_release(sum);
     ln_tensor_release(dot);
+    ln_tensor_release(made);
     return status;
 }
 

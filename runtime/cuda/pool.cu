@@ -13,6 +13,7 @@ typedef struct {
 typedef struct {
     planes image, pooled, indices; /* indices: of max_pool2d */
     int64_t numel;                 /* of the result */
+    bool channels_last;            /* neighbouring threads take neighbouring channels of it */
     ln_pool_params p;
 } pool;
 
@@ -30,8 +31,17 @@ static planes planes_of(const ln_tensor *t) {
     return v;
 }
 
-static __device__ place place_of(const planes &v, int64_t i) {
+/* Place i of v in row-major order, or, channels last, in that of (N,H,W,C). */
+static __device__ place place_of(const planes &v, int64_t i, bool channels_last) {
     place at;
+    if (channels_last) {
+        int64_t pixel = divide(i, v.shape[1]), line = divide(pixel, v.shape[3]);
+        at.c = i - pixel * v.shape[1];
+        at.j = pixel - line * v.shape[3];
+        at.n = divide(line, v.shape[2]);
+        at.i = line - at.n * v.shape[2];
+        return at;
+    }
     int64_t row = divide(i, v.shape[3]), plane = divide(row, v.shape[2]);
     at.j = i - row * v.shape[3];
     at.i = row - plane * v.shape[2];
@@ -89,7 +99,7 @@ static __device__ span adaptive_windows_with(const pool &c, int axis, int64_t y)
 
 static __global__ void max_kernel(pool c) {
     for (int64_t t = grid_thread(); t < c.numel; t += grid_threads()) {
-        place at = place_of(c.pooled, t);
+        place at = place_of(c.pooled, t, c.channels_last);
         span rows = window_of(c, 0, at.i), columns = window_of(c, 1, at.j);
         double best = -INFINITY;
         int64_t where = rows.from * c.image.shape[3] + columns.from;
@@ -107,7 +117,7 @@ static __global__ void max_kernel(pool c) {
 
 static __global__ void average_kernel(pool c, bool adaptive) {
     for (int64_t t = grid_thread(); t < c.numel; t += grid_threads()) {
-        place at = place_of(c.pooled, t);
+        place at = place_of(c.pooled, t, c.channels_last);
         span rows = adaptive ? adaptive_window(c, 0, at.i) : window_of(c, 0, at.i);
         span columns = adaptive ? adaptive_window(c, 1, at.j) : window_of(c, 1, at.j);
         int64_t count = (rows.to - rows.from) * (columns.to - columns.from);
@@ -122,7 +132,7 @@ static __global__ void average_kernel(pool c, bool adaptive) {
 
 static __global__ void average_backward_kernel(pool c, bool adaptive) {
     for (int64_t t = grid_thread(); t < c.numel; t += grid_threads()) {
-        place at = place_of(c.image, t);
+        place at = place_of(c.image, t, c.channels_last);
         span rows = adaptive ? adaptive_windows_with(c, 0, at.i) : windows_with(c, 0, at.i);
         span columns = adaptive ? adaptive_windows_with(c, 1, at.j) : windows_with(c, 1, at.j);
         double sum = 0;
@@ -148,6 +158,7 @@ static ln_status prepare(pool *c, const ln_tensor *out, const ln_tensor *image,
     c->image = planes_of(image);
     c->pooled = planes_of(pooled);
     c->numel = out->numel;
+    c->channels_last = ln_is_channels_last(out);
     if (p != NULL) c->p = *p;
     return cuda_enter(out, what);
 }

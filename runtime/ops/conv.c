@@ -40,6 +40,11 @@ static ln_status check_gradient(const ln_tensor *dy, const int64_t *shape, const
 
 /* ---- Convolution ---- */
 
+/* The operand whose memory format the results about x have. */
+static const ln_tensor *format_of(const ln_tensor *x, const ln_tensor *w) {
+    return ln_is_channels_last(w) ? w : x;
+}
+
 static ln_status check_params(const ln_conv_params *p, const char *what) {
     if (in_range(1, 2, p->stride) && in_range(0, 2, p->padding) && in_range(1, 2, p->dilation) &&
         in_range(1, 1, &p->groups))
@@ -105,7 +110,7 @@ ln_status ln_conv2d(ln_tensor **out, const ln_tensor *x, const ln_tensor *w, con
             return ln_fail(LN_BAD_ARGUMENT, "conv2d: bias %s does not fit %lld outputs",
                            ln_text(bias), (long long)shape[1]);
     }
-    LN_TRY(ln_out(out, x->dtype, ln_device(x), 4, shape, what));
+    LN_TRY(ln_out_like(out, x->dtype, format_of(x, w), 4, shape, what));
     LN_TRY(ln_backend_of(ln_device(x))->conv2d(*out, x, w, bias, p));
     return LN_OK;
 fail:
@@ -128,7 +133,8 @@ ln_status ln_conv2d_backward(ln_tensor **dx, ln_tensor **dw, ln_tensor **db, con
     const int64_t *shapes[] = {x->shape, w->shape, w->shape}; /* db (O): the first of w's */
     for (int i = 0; i < 3; i++) {
         if (outs[i] == NULL) continue;
-        LN_TRY(ln_out(outs[i], x->dtype, ln_device(x), i == 2 ? 1 : 4, shapes[i], what));
+        const ln_tensor *like = i == 0 ? format_of(x, w) : w;
+        LN_TRY(ln_out_like(outs[i], x->dtype, like, i == 2 ? 1 : 4, shapes[i], what));
         given[i] = *outs[i];
     }
     LN_TRY(ln_backend_of(ln_device(x))->conv2d_backward(given[0], given[1], given[2], dy, x, w, p));
@@ -180,8 +186,8 @@ ln_status ln_max_pool2d(ln_tensor **out, ln_tensor **indices, const ln_tensor *x
     if (x->shape[2] > INT32_MAX / x->shape[3])
         return ln_fail(LN_BAD_ARGUMENT, "max_pool2d: a plane of %s has more than 2^31 - 1 elements",
                        ln_text(x));
-    LN_TRY(ln_out(out, x->dtype, ln_device(x), 4, shape, what));
-    LN_TRY(ln_out(indices, LN_INT32, ln_device(x), 4, shape, what));
+    LN_TRY(ln_out_like(out, x->dtype, x, 4, shape, what));
+    LN_TRY(ln_out_like(indices, LN_INT32, x, 4, shape, what));
     LN_TRY(ln_backend_of(ln_device(x))->max_pool2d(*out, *indices, x, p));
     return LN_OK;
 fail:
@@ -192,9 +198,12 @@ fail:
 
 /* A result with the planes of t in other extents. */
 static ln_status planes_out(ln_tensor **out, const ln_tensor *t, int64_t height, int64_t width,
-                            const char *what) {
+                            bool channels_last, const char *what) {
     const int64_t shape[] = {t->shape[0], t->shape[1], height, width};
-    return ln_out(out, t->dtype, ln_device(t), 4, shape, what);
+    const bool made = *out == NULL;
+    ln_status status = ln_out(out, t->dtype, ln_device(t), 4, shape, what);
+    if (status == LN_OK && made && channels_last) ln_set_channels_last(*out);
+    return status;
 }
 
 ln_status ln_max_pool2d_backward(ln_tensor **dx, const ln_tensor *dy, const ln_tensor *indices,
@@ -209,7 +218,7 @@ ln_status ln_max_pool2d_backward(ln_tensor **dx, const ln_tensor *dy, const ln_t
     if (indices->dtype != LN_INT32 || !ln_same_shape(indices, dy))
         return ln_fail(LN_BAD_ARGUMENT, "%s: gradient %s and indices %s are not of one max_pool2d",
                        what, ln_text(dy), ln_text(indices));
-    LN_TRY(planes_out(dx, dy, height, width, what));
+    LN_TRY(planes_out(dx, dy, height, width, ln_is_channels_last(indices), what));
     LN_TRY(ln_backend_of(ln_device(dy))->max_pool2d_backward(*dx, dy, indices));
     return LN_OK;
 fail:
@@ -225,7 +234,7 @@ ln_status ln_avg_pool2d(ln_tensor **out, const ln_tensor *x, const ln_pool_param
     LN_TRY(ln_check_inputs(what, 1, &x));
     LN_TRY(check_image(x, what));
     LN_TRY(check_pool(shape, x->shape, p, what));
-    LN_TRY(ln_out(out, x->dtype, ln_device(x), 4, shape, what));
+    LN_TRY(ln_out_like(out, x->dtype, x, 4, shape, what));
     LN_TRY(ln_backend_of(ln_device(x))->avg_pool2d(*out, x, p));
     return LN_OK;
 fail:
@@ -234,7 +243,7 @@ fail:
 }
 
 ln_status ln_avg_pool2d_backward(ln_tensor **dx, const ln_tensor *dy, int64_t height, int64_t width,
-                                 const ln_pool_params *p) {
+                                 const ln_pool_params *p, bool channels_last) {
     const char *what = "avg_pool2d_backward";
     ln_tensor *before = *dx;
     int64_t shape[4];
@@ -244,7 +253,7 @@ ln_status ln_avg_pool2d_backward(ln_tensor **dx, const ln_tensor *dy, int64_t he
     LN_TRY(check_extents(height, width, what));
     LN_TRY(check_pool(shape, (int64_t[]){dy->shape[0], dy->shape[1], height, width}, p, what));
     LN_TRY(check_gradient(dy, shape, what));
-    LN_TRY(planes_out(dx, dy, height, width, what));
+    LN_TRY(planes_out(dx, dy, height, width, channels_last, what));
     LN_TRY(ln_backend_of(ln_device(dy))->avg_pool2d_backward(*dx, dy, p));
     return LN_OK;
 fail:
@@ -260,7 +269,7 @@ ln_status ln_adaptive_avg_pool2d(ln_tensor **out, const ln_tensor *x, int64_t he
     LN_TRY(ln_check_inputs(what, 1, &x));
     LN_TRY(check_image(x, what));
     LN_TRY(check_extents(height, width, what));
-    LN_TRY(planes_out(out, x, height, width, what));
+    LN_TRY(planes_out(out, x, height, width, ln_is_channels_last(x), what));
     LN_TRY(ln_backend_of(ln_device(x))->adaptive_avg_pool2d(*out, x));
     return LN_OK;
 fail:
@@ -269,14 +278,14 @@ fail:
 }
 
 ln_status ln_adaptive_avg_pool2d_backward(ln_tensor **dx, const ln_tensor *dy, int64_t height,
-                                          int64_t width) {
+                                          int64_t width, bool channels_last) {
     const char *what = "adaptive_avg_pool2d_backward";
     ln_tensor *before = *dx;
     ln_status status;
     LN_TRY(ln_check_inputs(what, 1, &dy));
     LN_TRY(check_image(dy, what));
     LN_TRY(check_extents(height, width, what));
-    LN_TRY(planes_out(dx, dy, height, width, what));
+    LN_TRY(planes_out(dx, dy, height, width, channels_last, what));
     LN_TRY(ln_backend_of(ln_device(dy))->adaptive_avg_pool2d_backward(*dx, dy));
     return LN_OK;
 fail:

@@ -126,6 +126,15 @@ static ln_status common_shape(int *ndim, int64_t *shape, const inputs *s, const 
     return LN_OK;
 }
 
+/* The input whose memory format the result takes: a channels-last one of its shape, if any is. */
+static const ln_tensor *format_of(const inputs *s, int ndim, const int64_t *shape) {
+    for (int i = 0; i < s->n; i++)
+        if (ln_is_channels_last(s->in[i]) && ndim == 4 &&
+            memcmp(s->in[i]->shape, shape, 4 * sizeof *shape) == 0)
+            return s->in[i];
+    return NULL;
+}
+
 /* Makes *out of the inputs' common shape and readies them for a backend. On failure nothing is
  * left to give back. */
 static ln_status prepare(inputs *s, ln_tensor **out, int dtype, int device, const char *what) {
@@ -137,7 +146,10 @@ static ln_status prepare(inputs *s, ln_tensor **out, int dtype, int device, cons
     ln_status status = LN_OK;
     if (!same) status = common_shape(&ndim, shape, s, what);
     if (status != LN_OK) return status;
-    status = ln_out(out, dtype, device, ndim, same ? first->shape : shape, what);
+    if (same) memcpy(shape, first->shape, (size_t)ndim * sizeof *shape);
+    const ln_tensor *like = format_of(s, ndim, shape);
+    if (like != NULL) status = ln_out_like(out, dtype, like, ndim, shape, what);
+    else status = ln_out(out, dtype, device, ndim, shape, what);
     if (status != LN_OK) return status;
     if (given != NULL) status = protect(s, given);
     if (status != LN_OK) give_back(s);
@@ -294,14 +306,23 @@ ln_status ln_axpby(ln_tensor *dst, double a, const ln_tensor *x, double b) {
     return status;
 }
 
+static ln_status copy_as(ln_tensor **out, const ln_tensor *x, int dtype, int device,
+                         bool channels_last, const char *what);
+
 /* dst = src, from another device: the elements are cast and packed where they lie, cross as one
  * block, and are spread out where they arrive. */
 static ln_status copy_across(ln_tensor *dst, const ln_tensor *src) {
-    ln_tensor *packed = NULL, *arrived = NULL;
+    ln_tensor *packed = NULL, *arrived = NULL, moved[2];
+    if (ln_is_channels_last(dst) && ln_same_shape(dst, src)) {
+        moved[0] = ln_channels_moved_last(dst);
+        moved[1] = ln_channels_moved_last(src);
+        dst = &moved[0];
+        src = &moved[1];
+    }
     bool direct = ln_is_contiguous(dst) && ln_same_shape(dst, src);
     ln_status status = LN_OK;
     if (src->dtype != dst->dtype || !ln_is_contiguous(src))
-        LN_TRY(ln_cast(&packed, src, dst->dtype));
+        LN_TRY(copy_as(&packed, src, dst->dtype, ln_device(src), false, "copy"));
     if (packed != NULL) src = packed;
     ln_settle(src->storage);
     ln_settle(dst->storage);
@@ -331,14 +352,15 @@ ln_status ln_copy(ln_tensor *dst, const ln_tensor *src) {
     return status;
 }
 
-/* A row-major copy of x of a dtype, on a device. */
+/* A copy of x of a dtype, on a device, in one of the two memory formats. */
 static ln_status copy_as(ln_tensor **out, const ln_tensor *x, int dtype, int device,
-                         const char *what) {
+                         bool channels_last, const char *what) {
     const ln_tensor *given = *out;
     ln_status status = ln_check_inputs(what, 1, &x);
     if (status == LN_OK) status = ln_device_check(device, what);
     if (status == LN_OK) status = ln_out(out, dtype, device, x->ndim, x->shape, what);
     if (status != LN_OK) return status;
+    if (channels_last && given == NULL) ln_set_channels_last(*out);
     status = ln_copy(*out, x);
     if (status != LN_OK) ln_out_fail(out, given);
     return status;
@@ -346,16 +368,25 @@ static ln_status copy_as(ln_tensor **out, const ln_tensor *x, int dtype, int dev
 
 ln_status ln_cast(ln_tensor **out, const ln_tensor *x, int dtype) {
     if (!ln_dtype_valid(dtype)) return ln_fail(LN_BAD_ARGUMENT, "cast: no dtype %d", dtype);
-    return copy_as(out, x, dtype, x == NULL ? LN_CPU : ln_device(x), "cast");
+    bool channels_last = x != NULL && ln_is_channels_last(x);
+    return copy_as(out, x, dtype, x == NULL ? LN_CPU : ln_device(x), channels_last, "cast");
 }
 
 ln_status ln_contiguous(ln_tensor **out, const ln_tensor *x) {
-    return copy_as(out, x, x == NULL ? 0 : x->dtype, x == NULL ? LN_CPU : ln_device(x),
+    return copy_as(out, x, x == NULL ? 0 : x->dtype, x == NULL ? LN_CPU : ln_device(x), false,
                    "contiguous");
 }
 
+ln_status ln_channels_last(ln_tensor **out, const ln_tensor *x) {
+    if (x != NULL && x->ndim != 4)
+        return ln_fail(LN_BAD_ARGUMENT, "channels_last: got %s; (N,C,H,W) is taken", ln_text(x));
+    return copy_as(out, x, x == NULL ? 0 : x->dtype, x == NULL ? LN_CPU : ln_device(x), true,
+                   "channels_last");
+}
+
 ln_status ln_to_device(ln_tensor **out, const ln_tensor *x, int device) {
-    return copy_as(out, x, x == NULL ? 0 : x->dtype, device, "to_device");
+    bool channels_last = x != NULL && ln_is_channels_last(x);
+    return copy_as(out, x, x == NULL ? 0 : x->dtype, device, channels_last, "to_device");
 }
 
 ln_status ln_fill(ln_tensor *dst, double value) {

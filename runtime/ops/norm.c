@@ -16,6 +16,14 @@ static ln_status check_like(const char *what, const char *name, const ln_tensor 
                    ln_text(t), ln_text(x));
 }
 
+/* t: NULL, or like x and on its device. */
+static ln_status check_beside(const char *what, const char *name, const ln_tensor *t,
+                              const ln_tensor *x) {
+    if (t == NULL) return LN_OK;
+    ln_status status = check_like(what, name, t, x);
+    return status != LN_OK ? status : ln_check_inputs(what, 2, (const ln_tensor *[]){x, t});
+}
+
 /* Parameters and statistics are float32 where x is of less precision. */
 static int parameter_dtype(const ln_tensor *x) {
     return x->dtype == LN_FLOAT64 ? LN_FLOAT64 : LN_FLOAT32;
@@ -99,22 +107,25 @@ fail:
 }
 
 ln_status ln_batch_norm(ln_tensor **out, ln_tensor **mean, ln_tensor **rstd, const ln_tensor *x,
-                        const ln_tensor *weight, const ln_tensor *bias, ln_tensor *running_mean,
-                        ln_tensor *running_var, bool training, double momentum, double eps) {
+                        const ln_tensor *weight, const ln_tensor *bias, const ln_tensor *residual,
+                        ln_tensor *running_mean, ln_tensor *running_var, bool training, bool relu,
+                        double momentum, double eps) {
     const char *what = "batch_norm";
     ln_tensor *const given[] = {*out, *mean, *rstd};
     ln_status status;
     LN_TRY(ln_check_inputs(what, 1, &x));
     LN_TRY(check_batch(what, x, weight, bias));
+    LN_TRY(check_beside(what, "the residual", residual, x));
     if ((weight == NULL) != (bias == NULL))
         return ln_fail(LN_BAD_ARGUMENT, "%s: takes weight and bias together", what);
     LN_TRY(check_running(what, x, running_mean, running_var, training));
     int dtype = parameter_dtype(x), device = ln_device(x);
-    LN_TRY(ln_out(out, x->dtype, device, x->ndim, x->shape, what));
+    LN_TRY(ln_out_like(out, x->dtype, x, x->ndim, x->shape, what));
     LN_TRY(ln_out(mean, dtype, device, 1, &x->shape[1], what));
     LN_TRY(ln_out(rstd, dtype, device, 1, &x->shape[1], what));
-    LN_TRY(ln_backend_of(device)->batch_norm(*out, *mean, *rstd, x, weight, bias, running_mean,
-                                             running_var, training, momentum, eps));
+    LN_TRY(ln_backend_of(device)->batch_norm(*out, *mean, *rstd, x, weight, bias, residual,
+                                             running_mean, running_var, training, relu, momentum,
+                                             eps));
     if (training && running_mean != NULL) ln_wrote(running_mean);
     if (training && running_var != NULL) ln_wrote(running_var);
     return LN_OK;
@@ -137,28 +148,35 @@ static void drop_gradient(ln_tensor **out, const ln_tensor *given) {
 }
 
 ln_status ln_batch_norm_backward(ln_tensor **dx, ln_tensor **dweight, ln_tensor **dbias,
-                                 const ln_tensor *dy, const ln_tensor *x, const ln_tensor *weight,
-                                 const ln_tensor *mean, const ln_tensor *rstd, bool training) {
+                                 ln_tensor **dresidual, const ln_tensor *dy, const ln_tensor *x,
+                                 const ln_tensor *y, const ln_tensor *weight, const ln_tensor *mean,
+                                 const ln_tensor *rstd, bool training) {
     const char *what = "batch_norm_backward";
-    ln_tensor *const given_dx = *dx, *const given_dweight = dweight ? *dweight : NULL,
-                     *const given_dbias = dbias ? *dbias : NULL;
+    ln_tensor **const outs[] = {dx, dweight, dbias, dresidual};
+    ln_tensor *given[] = {NULL, NULL, NULL, NULL}, *made[] = {NULL, NULL, NULL, NULL};
+    for (int i = 0; i < 4; i++)
+        if (outs[i] != NULL) given[i] = *outs[i];
     ln_status status;
     LN_TRY(ln_check_inputs(what, 4, (const ln_tensor *[]){dy, x, mean, rstd}));
     LN_TRY(check_batch(what, x, weight, NULL));
     LN_TRY(check_like(what, "the gradient", dy, x));
+    LN_TRY(check_beside(what, "the output", y, x));
+    if (dresidual != NULL && y == NULL)
+        return ln_fail(LN_BAD_ARGUMENT, "%s: without relu the residual's gradient is dy", what);
     LN_TRY(check_parameter(what, "the mean", mean, x, 1, &x->shape[1]));
     LN_TRY(check_parameter(what, "the rstd", rstd, x, 1, &x->shape[1]));
-    LN_TRY(ln_out(dx, x->dtype, ln_device(x), x->ndim, x->shape, what));
+    LN_TRY(ln_out_like(dx, x->dtype, x, x->ndim, x->shape, what));
     LN_TRY(make_gradient(dweight, x, 1, &x->shape[1], what));
     LN_TRY(make_gradient(dbias, x, 1, &x->shape[1], what));
+    if (dresidual != NULL) LN_TRY(ln_out_like(dresidual, x->dtype, x, x->ndim, x->shape, what));
+    for (int i = 0; i < 4; i++)
+        if (outs[i] != NULL) made[i] = *outs[i];
     LN_TRY(ln_backend_of(ln_device(x))
-               ->batch_norm_backward(*dx, dweight ? *dweight : NULL, dbias ? *dbias : NULL, dy, x,
-                                     weight, mean, rstd, training));
+               ->batch_norm_backward(made[0], made[1], made[2], made[3], dy, x, y, weight, mean,
+                                     rstd, training));
     return LN_OK;
 fail:
-    ln_out_fail(dx, given_dx);
-    drop_gradient(dweight, given_dweight);
-    drop_gradient(dbias, given_dbias);
+    for (int i = 0; i < 4; i++) drop_gradient(outs[i], given[i]);
     return status;
 }
 

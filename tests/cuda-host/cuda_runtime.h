@@ -14,6 +14,8 @@
 
 #define CUDART_VERSION 13000
 
+#pragma GCC visibility push(default) /* to the stand-in for cuDNN */
+
 /* ---- Errors, with CUDA's numbers ---- */
 
 typedef enum {
@@ -105,6 +107,8 @@ cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size
 cudaError_t cudaMemcpyPeerAsync(void *dst, int dst_device, const void *src, int src_device,
                                 size_t bytes, cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream);
+
+#pragma GCC visibility pop
 
 /* ---- Launches ---- */
 

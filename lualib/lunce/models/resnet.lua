@@ -3,7 +3,6 @@
 local nn = require "lunce.nn"
 local options = require("lunce.options").options
 local describe = require("lunce.options").describe
-local lunce = require "lunce"
 local raise = require("lunce.ffi").raise
 
 local M = {}
@@ -19,6 +18,8 @@ local function downsample(from, to, stride)
   return nn.Sequential(conv(from, to, 1, stride), nn.BatchNorm2d(to))
 end
 
+local with_relu = { relu = true }
+
 -- Both blocks: (N, from, H, W) -> (N, width * expansion, H / stride, W / stride).
 local Basic = nn.module("BasicBlock", {
   init = function(self, from, width, stride)
@@ -29,9 +30,9 @@ local Basic = nn.module("BasicBlock", {
     self.downsample = downsample(from, width, stride)
   end,
   forward = function(self, x)
-    local y = lunce.relu(self.bn1(self.conv1(x)))
-    y = self.bn2(self.conv2(y))
-    return lunce.relu(y + (self.downsample and self.downsample(x) or x))
+    local y = self.bn1(self.conv1(x), with_relu)
+    local shortcut = self.downsample and self.downsample(x) or x
+    return self.bn2(self.conv2(y), { residual = shortcut, relu = true })
   end,
 })
 
@@ -46,10 +47,10 @@ local Bottleneck = nn.module("Bottleneck", {
     self.downsample = downsample(from, 4 * width, stride)
   end,
   forward = function(self, x)
-    local y = lunce.relu(self.bn1(self.conv1(x)))
-    y = lunce.relu(self.bn2(self.conv2(y)))
-    y = self.bn3(self.conv3(y))
-    return lunce.relu(y + (self.downsample and self.downsample(x) or x))
+    local y = self.bn1(self.conv1(x), with_relu)
+    y = self.bn2(self.conv2(y), with_relu)
+    local shortcut = self.downsample and self.downsample(x) or x
+    return self.bn3(self.conv3(y), { residual = shortcut, relu = true })
   end,
 })
 
@@ -86,7 +87,7 @@ local ResNet = nn.module("ResNet", {
     end
   end,
   forward = function(self, x)
-    x = lunce.relu(self.bn1(self.conv1(x)))
+    x = self.bn1(self.conv1(x), with_relu)
     if self.maxpool then x = self.maxpool(x) end
     x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
     x = self.pool(x)

@@ -292,16 +292,25 @@ function M.drop_grad(p)
   end
 end
 
--- t as Module:to asks for: a dtype concerns floating-point tensors only.
+-- t as Module:to asks for: a dtype concerns floating-point tensors only, a memory format those of
+-- four dimensions.
 local function moved(t, target)
-  if t.dtype:find "float" then return t:to(target) end
-  if type(target) == "table" then return t:to { device = target.device } end
+  local floating = t.dtype:find "float"
+  if type(target) == "table" then
+    local own = {}
+    for name, value in pairs(target) do own[name] = value end
+    if not floating then own.dtype = nil end
+    if t.ndim ~= 4 then own.memory_format = nil end
+    return t:to(own)
+  end
+  if floating then return t:to(target) end
   return (target == "cpu" or target:find "^cuda") and t:to(target) or t
 end
 
---- Changes the dtype of floating-point parameters and buffers, or the device of all, as t:to does.
---- They become new tensors: make optimisers afterwards.
----@param target string|{ dtype: string?, device: string? }
+--- Changes the dtype of floating-point parameters and buffers, the device of all, or the memory
+--- format of those of four dimensions, as t:to does: { memory_format = "channels_last" } makes
+--- convolutions give channels-last tensors. They become new tensors: make optimisers afterwards.
+---@param target string|{ dtype: string?, device: string?, memory_format: string? }
 ---@return lunce.Module self
 function Module:to(target)
   local new = {}

@@ -10,6 +10,8 @@ local M = {}
 
 local batch_options = { eps = 1e-5, momentum = 0.1, affine = true, track_running_stats = true }
 
+local fused_options = { residual = false, relu = false }
+
 local function batch_norm(name, least, most)
   return module(name, {
     init = function(self, features, opts)
@@ -27,16 +29,19 @@ local function batch_norm(name, least, most)
         self:register_buffer("num_batches_tracked", lunce.zeros({}, { dtype = "int64" }))
       end
     end,
-    forward = function(self, x)
+    forward = function(self, x, more)
+      more = options(more, fused_options, name)
       local ndim = x.ndim
       if ndim < least or ndim > most then
         raise("%s: the input is (%s); %d%s dimensions are taken", name, table.concat(x.shape, ","),
           least, most > least and " or " .. most or "")
       end
       if self.training and self.running_mean then self.num_batches_tracked:add_(1) end
-      self.settings.training = self.training or not self.running_mean
+      local set = self.settings
+      set.training = self.training or not self.running_mean
       return lunce.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
-        self.settings)
+        { training = set.training, momentum = set.momentum, eps = set.eps,
+          residual = more.residual, relu = more.relu })
     end,
     describe = function(self) return tostring(self.features) end,
   })
@@ -49,7 +54,8 @@ end
 ---@field track_running_stats? boolean true
 
 --- x (N, C) or (N, C, L): each of the C features to mean 0 and variance 1 over the batch, then
---- times weight plus bias, both (C). Running statistics move by `momentum`.
+--- times weight plus bias, both (C). Running statistics move by `momentum`. Called as bn(x, {
+--- residual = r, relu = true }), either may be left out, it gives relu(bn(x) + r) in one pass.
 ---@overload fun(features: integer, opts?: lunce.BatchNormOptions)
 M.BatchNorm1d = batch_norm("BatchNorm1d", 2, 3)
 

@@ -135,13 +135,14 @@ function M.full(shape, value, given)
   return filled(value, "full", type(shape) == "table" and shape or { shape }, given)
 end
 
--- A new tensor of t's dtype and device filled with value; t's shape unless one is given.
+-- A new tensor of t's dtype and device filled with value; t's shape and memory format unless
+-- another shape is given.
 local function like(t, value, shape)
-  local about = tensor.info(t)
   if shape then
+    local about = tensor.info(t)
     call(C.ln_tensor_empty, out(), about.dtype, about.device, extents("zeros", 0, shape))
   else
-    call(C.ln_tensor_empty, out(), about.dtype, about.device, about.ndim, about.shape)
+    call(C.ln_empty_like, out(), t.h)
   end
   local new = take()
   call(C.ln_fill, new.h, value)

@@ -10,15 +10,17 @@ local random = require "lunce.random"
 local option = require "lunce.options"
 
 local C, raise, call = lib.C, lib.raise, lib.call
-local out, out2, out3 = tensor.out, tensor.out2, tensor.out3
-local take, take2, take3, need = tensor.take, tensor.take2, tensor.take3, tensor.need
+local out, out2, out3, out4 = tensor.out, tensor.out2, tensor.out3, tensor.out4
+local take, take2, take3, take4 = tensor.take, tensor.take2, tensor.take3, tensor.take4
+local need = tensor.need
 local tape, record, save, own, rule = autograd.tape, autograd.record, autograd.save, autograd.own,
   autograd.rule
+local record_list = autograd.record_list
 
 local M = {}
 
 local function wanted(x, w, b)
-  return tape.on and (x.requires_grad or (w and w.requires_grad) or (b and b.requires_grad))
+  return tape.on and ((x and x.requires_grad) or (w and w.requires_grad) or (b and b.requires_grad))
 end
 
 local function need_optional(x, what, position)
@@ -110,7 +112,8 @@ function M.max_pool2d(x, kernel, given)
 end
 
 local avg_pool_rule = rule("avg_pool2d", function(node, dy)
-  call(C.ln_avg_pool2d_backward, out(), dy.h, node.height, node.width, node.params)
+  call(C.ln_avg_pool2d_backward, out(), dy.h, node.height, node.width, node.params,
+    node.channels_last)
   return take()
 end)
 
@@ -125,12 +128,14 @@ function M.avg_pool2d(x, kernel, given)
   if wanted(x) then
     local node = record(y, avg_pool_rule, x)
     node.params, node.height, node.width = params, plane(x)
+    node.channels_last = tensor.info(x).channels_last
   end
   return y
 end
 
 local adaptive_rule = rule("adaptive_avg_pool2d", function(node, dy)
-  call(C.ln_adaptive_avg_pool2d_backward, out(), dy.h, node.height, node.width)
+  call(C.ln_adaptive_avg_pool2d_backward, out(), dy.h, node.height, node.width,
+    node.channels_last)
   return take()
 end)
 
@@ -147,27 +152,30 @@ function M.adaptive_avg_pool2d(x, size)
   if wanted(x) then
     local node = record(y, adaptive_rule, x)
     node.height, node.width = plane(x)
+    node.channels_last = tensor.info(x).channels_last
   end
   return y
 end
 
 -- ---- Normalisation ---------------------------------------------------------------------------
 
-local function norm_gradients(node)
-  return node[1] and out() or nil, node[2] and out2() or nil, node[3] and out3() or nil
-end
-
+-- Inputs: x, weight, bias, residual. node.z: the output, with relu.
 local batch_norm_rule = rule("batch_norm", function(node, dy)
-  local dx, dweight, dbias = norm_gradients(node)
-  call(C.ln_batch_norm_backward, dx, dweight, dbias, dy.h, node.x.h, node.y and node.y.h,
-    node.private[1].h, node.private[2].h, node.training)
-  return dx and take(), dweight and take2(), dbias and take3()
+  local relu = node.z ~= nil
+  call(C.ln_batch_norm_backward, out(), node[2] and out2() or nil, node[3] and out3() or nil,
+    relu and node[4] and out4() or nil, dy.h, node.x.h, relu and node.z.h or nil,
+    node.y and node.y.h, node.private[1].h, node.private[2].h, node.training)
+  return { take(), node[2] and take2(), node[3] and take3(),
+    node[4] and (relu and take4() or dy) }
 end)
 
-local batch_norm_options = { training = false, momentum = 0.1, eps = 1e-5 }
+local batch_norm_options = { training = false, momentum = 0.1, eps = 1e-5, residual = false,
+  relu = false }
 
 --- torch.nn.functional.batch_norm: x (N,C,...); the rest (C) or nil. In training it normalises by
---- the batch and moves the running statistics by momentum, otherwise it normalises by them.
+--- the batch and moves the running statistics by momentum, otherwise it normalises by them. Options
+--- besides: residual, a tensor like x that is added to the result, and relu, which is applied last;
+--- with them one pass over memory does what three operators would.
 ---@return lunce.Tensor
 function M.batch_norm(x, running_mean, running_var, weight, bias, given)
   need(x, "batch_norm", 1)
@@ -176,12 +184,20 @@ function M.batch_norm(x, running_mean, running_var, weight, bias, given)
   need_optional(weight, "batch_norm", 4)
   need_optional(bias, "batch_norm", 5)
   local set = option.options(given, batch_norm_options, "batch_norm")
+  local residual, relu = set.residual, set.relu and true or false
+  if residual then need(residual, "batch_norm", "residual") end
+  if residual and residual.dtype ~= x.dtype then -- under autocast: what it is added to is promoted
+    set.residual, set.relu = false, false
+    local y = M.batch_norm(x, running_mean, running_var, weight, bias, set) + residual
+    return relu and y:relu() or y
+  end
   call(C.ln_batch_norm, out(), out2(), out3(), x.h, weight and weight.h, bias and bias.h,
-    running_mean and running_mean.h, running_var and running_var.h, set.training, set.momentum,
-    set.eps)
+    residual and residual.h or nil, running_mean and running_mean.h,
+    running_var and running_var.h, set.training, relu, set.momentum, set.eps)
   local y, mean, rstd = take(), take2(), take3()
-  if wanted(x, weight, bias) then
-    local node = save(record(y, batch_norm_rule, x, weight, bias), x, weight)
+  if wanted(x, weight, bias) or wanted(residual) then
+    local inputs = { x, weight or false, bias or false, residual }
+    local node = save(record_list(y, batch_norm_rule, inputs), x, weight, relu and y)
     own(node, mean, rstd).training = set.training
   else
     mean:free()
@@ -191,10 +207,9 @@ function M.batch_norm(x, running_mean, running_var, weight, bias, given)
 end
 
 local layer_norm_rule = rule("layer_norm", function(node, dy)
-  local dx, dweight, dbias = norm_gradients(node)
-  call(C.ln_layer_norm_backward, dx, dweight, dbias, dy.h, node.x.h, node.y and node.y.h,
-    node.private[1].h, node.private[2].h, node.ndim)
-  return dx and take(), dweight and take2(), dbias and take3()
+  call(C.ln_layer_norm_backward, out(), node[2] and out2() or nil, node[3] and out3() or nil, dy.h,
+    node.x.h, node.y and node.y.h, node.private[1].h, node.private[2].h, node.ndim)
+  return take(), node[2] and take2(), node[3] and take3()
 end)
 
 --- torch.nn.functional.layer_norm over the last dimensions, whose extents are `shape`; weight and

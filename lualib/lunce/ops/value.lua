@@ -33,9 +33,42 @@ function M.numel(x)
   return tonumber(tensor.info(need(x, "numel", 1)).numel)
 end
 
+--- The distance in memory, in elements, between neighbours along dimension dim, or a list of all.
+---@param dim integer|nil
+---@return integer[]|integer
+function M.stride(x, dim)
+  local about, list = tensor.info(need(x, "stride", 1)), {}
+  for i = 1, about.ndim do list[i] = tonumber(about.stride[i - 1]) end
+  if dim == nil then return list end
+  return list[tensor.dim_index(dim, #list, "stride") + 1]
+end
+
+local FORMATS = { contiguous = true, channels_last = true }
+
+-- Whether the format asked for is channels-last, and x can be.
+local function wants_channels_last(x, format, what)
+  if not FORMATS[format] then
+    raise('%s: memory_format %s; "contiguous" or "channels_last" is taken', what,
+      option.describe(format))
+  end
+  if format == "channels_last" and tensor.ndim(x) ~= 4 then
+    raise("%s: a tensor of %d dimensions; channels_last takes (N,C,H,W)", what, tensor.ndim(x))
+  end
+  return format == "channels_last"
+end
+
+local format_options = { memory_format = "contiguous" }
+
+--- Whether x is row-major without gaps; with { memory_format = "channels_last" }, whether it is an
+--- (N,C,H,W) in the memory order of a row-major (N,H,W,C).
+---@param given { memory_format: "contiguous"|"channels_last" }|nil
 ---@return boolean
-function M.is_contiguous(x)
-  return tensor.info(need(x, "is_contiguous", 1)).contiguous
+function M.is_contiguous(x, given)
+  local about = tensor.info(need(x, "is_contiguous", 1))
+  local format = option.options(given, format_options, "is_contiguous").memory_format
+  if not wants_channels_last(x, format, "is_contiguous") then return about.contiguous end
+  local one_order = about.shape[1] == 1 or about.shape[2] * about.shape[3] == 1
+  return about.channels_last or (one_order and about.contiguous)
 end
 
 -- ---- Lua values ------------------------------------------------------------------------------
@@ -97,14 +130,47 @@ local function move(x, device, non_blocking)
   return y
 end
 
-local to_options = { dtype = false, device = false, non_blocking = false }
+local copy_rule = rule("clone", function(_, dy) return dy end)
+
+local function copied(x, channels_last)
+  call(channels_last and C.ln_channels_last or C.ln_contiguous, out(), x.h)
+  local y = take()
+  if tape.on and x.requires_grad then record(y, copy_rule, x) end
+  return y
+end
+
+--- A copy of its own: channels-last where x is, else row-major.
+function M.clone(x)
+  return copied(x, tensor.info(need(x, "clone", 1)).channels_last)
+end
+
+-- x itself where it is in the format, else a copy that is.
+local function formatted(x, channels_last)
+  local about = tensor.info(x)
+  if about.channels_last == channels_last and (channels_last or about.contiguous) then return x end
+  return copied(x, channels_last)
+end
+
+--- x itself where it is row-major without gaps, else such a copy. { memory_format =
+--- "channels_last" }: the same for an (N,C,H,W) in the memory order of a row-major (N,H,W,C), in
+--- which CUDA devices convolve fastest. Operators on such a tensor give such tensors: elementwise
+--- ones, conv2d (where input or weight is), batch_norm, pools, casts and copies.
+---@param given { memory_format: "contiguous"|"channels_last" }|nil
+function M.contiguous(x, given)
+  need(x, "contiguous", 1)
+  local format = option.options(given, format_options, "contiguous").memory_format
+  return formatted(x, wants_channels_last(x, format, "contiguous"))
+end
+
+local to_options = { dtype = false, device = false, non_blocking = false, memory_format = false }
 local later = { non_blocking = false }
 
---- x in another dtype, on another device: to("float64"), to("cuda:1"), to{ dtype =, device = }. x
---- itself where nothing changes. non_blocking: a copy from pinned memory to a CUDA device may go on
---- after the call, beside the device's other work; the result is used, and x changed or freed, as
---- if it had ended.
----@param target string|{ dtype: string, device: string, non_blocking: boolean }
+--- x in another dtype, on another device, in another memory format: to("float64"), to("cuda:1"),
+--- to{ dtype =, device =, memory_format = }. x itself where nothing changes. non_blocking: a copy
+--- from pinned memory to a CUDA device may go on after the call, beside the device's other work;
+--- the result is used, and x changed or freed, as if it had ended.
+---@param target string|{ dtype: string, device: string, non_blocking: boolean,
+---  memory_format: "contiguous"|"channels_last" }
 ---@param given { non_blocking: boolean }|nil
 ---@return lunce.Tensor
 function M.to(x, target, given)
@@ -113,7 +179,9 @@ function M.to(x, target, given)
     if given ~= nil then raise("to: options are given twice; one table is taken") end
     local set = option.options(target, to_options, "to")
     local y = set.dtype and cast(x, set.dtype) or x
-    return set.device and move(y, set.device, set.non_blocking) or y
+    if set.device then y = move(y, set.device, set.non_blocking) end
+    local format = set.memory_format
+    return format and formatted(y, wants_channels_last(y, format, "to")) or y
   end
   local set = option.options(given, later, "to")
   if type(target) == "string" and (target == "cpu" or target:find "^cuda") then
@@ -142,23 +210,7 @@ end
 ---@return boolean
 function M.is_pinned(x) return C.ln_is_pinned(need(x, "is_pinned", 1).h) end
 
-local copy_rule = rule("clone", function(_, dy) return dy end)
 
-local function copied(x)
-  call(C.ln_contiguous, out(), x.h)
-  local y = take()
-  if tape.on and x.requires_grad then record(y, copy_rule, x) end
-  return y
-end
-
---- A copy of its own, row-major.
-function M.clone(x) return copied(need(x, "clone", 1)) end
-
---- x itself where it is row-major without gaps, else such a copy.
-function M.contiguous(x)
-  if tensor.info(need(x, "contiguous", 1)).contiguous then return x end
-  return copied(x)
-end
 
 -- ---- Marks -----------------------------------------------------------------------------------
 
