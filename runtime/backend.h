@@ -169,7 +169,7 @@ const ln_backend *ln_cpu_backend(void);
 
 /* What the shared object of the CUDA backend gives device.c. Devices have their numbers in ln.h.
  * Where a function fails it sets the thread's message. */
-enum { LN_DRIVER_VERSION = 2, LN_MOST_DEVICES = 65 }; /* the CPU among them */
+enum { LN_DRIVER_VERSION = 3, LN_MOST_DEVICES = 65 }; /* the CPU among them */
 typedef struct {
     int version; /* LN_DRIVER_VERSION, as it was built */
     int devices; /* 1 or more */
