@@ -22,6 +22,7 @@ local GRADIENTS = { "similarity", "^gradients" }
 local LINKS = { "fused", "^random links" }
 local KERNELS = { "epilogue" }
 local LAYERS = { "nn", "^layers" }
+local IMAGES = { "channels_last", "^batch_norm", "^pools" }
 local LOW = { "autocast", "^inside a region", "^gradients of float32 leaves" }
 local FAMILY = { "family", "^gradients against central differences" }
 
@@ -29,10 +30,11 @@ local FAMILY = { "family", "^gradients against central differences" }
 local OURS = "--kernel-name kns=_kernel"
 
 local TOOLS = {
-  { "memcheck", "", OPERATORS, INTEGERS, MASKS, GRADIENTS, LINKS, KERNELS, LAYERS, LOW, FAMILY },
-  { "racecheck", OURS, OPERATORS, MASKS, GRADIENTS, KERNELS, LAYERS },
-  { "synccheck", "", OPERATORS, MASKS, GRADIENTS, KERNELS, LAYERS },
-  { "initcheck", OURS, INTEGERS, MASKS, GRADIENTS, KERNELS, LAYERS },
+  { "memcheck", "", OPERATORS, INTEGERS, MASKS, GRADIENTS, LINKS, KERNELS, LAYERS, IMAGES, LOW,
+    FAMILY },
+  { "racecheck", OURS, OPERATORS, MASKS, GRADIENTS, KERNELS, LAYERS, IMAGES },
+  { "synccheck", "", OPERATORS, MASKS, GRADIENTS, KERNELS, LAYERS, IMAGES },
+  { "initcheck", OURS, INTEGERS, MASKS, GRADIENTS, KERNELS, LAYERS, IMAGES },
 }
 
 local function quote(s) return "'" .. s:gsub("'", [['\'']]) .. "'" end

@@ -275,19 +275,26 @@ static bool refuses(const problem *q, int note) {
     }
 }
 
-/* *acceptable: whether the notes on a proposal's engine say nothing against it. */
-static int judge(bool *acceptable, const problem *q, dnn_descriptor config) {
+/* How welcome a proposal is. */
+typedef enum { REFUSED, SLOW, FAST } verdict;
+
+/* By the notes on its engine. Halves and TF32 that no tensor core multiplies are slow. */
+static int judge(verdict *out, const problem *q, dnn_descriptor config) {
     dnn_descriptor engine = NULL;
     int notes[MOST_NOTES], error;
     int64_t count = 0;
+    *out = REFUSED;
     DNN_TRY(create(&engine, DNN_BACKEND_ENGINE_DESCRIPTOR));
     DNN_TRY(
         get(config, DNN_ATTR_ENGINECFG_ENGINE, DNN_TYPE_BACKEND_DESCRIPTOR, 1, &count, &engine));
     DNN_TRY(get(engine, DNN_ATTR_ENGINE_NUMERICAL_NOTE, DNN_TYPE_NUMERICAL_NOTE, MOST_NOTES, &count,
                 notes));
-    *acceptable = true;
-    for (int64_t i = 0; i < count && i < MOST_NOTES; i++)
-        if (refuses(q, notes[i])) *acceptable = false;
+    *out = q->dtype == LN_FLOAT32 && !q->tf32 ? FAST : SLOW;
+    for (int64_t i = 0; i < count && i < MOST_NOTES; i++) {
+        if (notes[i] == DNN_NUMERICAL_NOTE_TENSOR_CORE && *out == SLOW) *out = FAST;
+        if (refuses(q, notes[i])) *out = REFUSED;
+        if (*out == REFUSED) break;
+    }
 fail:
     destroy(engine);
     return error;
@@ -312,9 +319,9 @@ fail:
     return error;
 }
 
-/* The first of what one kind of heuristic proposes that will do. A proposal that fails is passed
- * over: there are others. */
-static int choose(plan *made, dnn_handle handle, int mode) {
+/* The first of what one kind of heuristic proposes that is at least so welcome and possible. A
+ * proposal that fails is passed over: there are others. */
+static int choose(plan *made, dnn_handle handle, int mode, verdict least) {
     dnn_descriptor heuristic = NULL, configs[MOST_ENGINES] = {};
     int64_t count = 0;
     int error;
@@ -327,9 +334,9 @@ static int choose(plan *made, dnn_handle handle, int mode) {
     DNN_TRY(get(heuristic, DNN_ATTR_ENGINEHEUR_RESULTS, DNN_TYPE_BACKEND_DESCRIPTOR, MOST_ENGINES,
                 &count, configs));
     for (int64_t i = 0; i < count && i < MOST_ENGINES && made->descriptor == NULL; i++) {
-        bool acceptable = false;
-        int judged = judge(&acceptable, &made->of, configs[i]);
-        if (judged != DNN_STATUS_SUCCESS || !acceptable) continue;
+        verdict found;
+        int judged = judge(&found, &made->of, configs[i]);
+        if (judged != DNN_STATUS_SUCCESS || found < least) continue;
         if (plan_from(made, configs[i], handle) != DNN_STATUS_SUCCESS) continue;
         made->config = configs[i];
         configs[i] = NULL;
@@ -342,15 +349,21 @@ fail:
 
 /* The plan for a problem, made at its first use; its descriptor stays NULL where there is none. */
 static ln_status plan_for(plan **out, const problem *q, dnn_handle handle, const char *what) {
-    static const int modes[] = {DNN_HEUR_MODE_A, DNN_HEUR_MODE_FALLBACK};
+    static const struct {
+        int mode;
+        verdict least;
+    } searches[] = {{DNN_HEUR_MODE_A, FAST},
+                    {DNN_HEUR_MODE_FALLBACK, FAST},
+                    {DNN_HEUR_MODE_A, SLOW},
+                    {DNN_HEUR_MODE_FALLBACK, SLOW}};
     for (*out = library.plans; *out != NULL; *out = (*out)->next)
         if (memcmp(&(*out)->of, q, sizeof *q) == 0) return LN_OK;
     plan *made = (plan *)calloc(1, sizeof *made);
     if (made == NULL) return ln_fail(LN_OUT_OF_MEMORY, "%s: out of memory for a plan", what);
     memcpy(&made->of, q, sizeof *q);
     int error = graph_new(&made->parts, q, handle);
-    for (int i = 0; i < 2 && error == DNN_STATUS_SUCCESS && made->descriptor == NULL; i++)
-        choose(made, handle, modes[i]);
+    for (int i = 0; i < 4 && error == DNN_STATUS_SUCCESS && made->descriptor == NULL; i++)
+        choose(made, handle, searches[i].mode, searches[i].least);
     if (made->descriptor == NULL) graph_drop(&made->parts);
     cudaGetLastError(); /* of what failed on the way */
     made->next = library.plans;

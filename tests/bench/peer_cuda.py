@@ -108,9 +108,9 @@ def resnet18(precision, batch, extent):
     model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
     model.maxpool = torch.nn.Identity()
     model.fc = torch.nn.Identity()
-    model.to(device)
+    model.to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    x = random(batch, 3, extent, extent)
+    x = random(batch, 3, extent, extent).contiguous(memory_format=torch.channels_last)
 
     def step():
         optimiser.zero_grad(set_to_none=True)

@@ -156,8 +156,9 @@ end
 
 local function resnet_step(precision)
   return function()
-    local model = lunce.models.resnet18():to "cuda"
-    local x = random(1, BATCH, 3, EXTENT, EXTENT)
+    local last = { device = "cuda", memory_format = "channels_last" }
+    local model = lunce.models.resnet18():to(last)
+    local x = random(1, BATCH, 3, EXTENT, EXTENT):to(last)
     local optimiser = lunce.optim.SGD(model:parameters(), { lr = 0.01, momentum = 0.9 })
     local dtype = precision == "bfloat16" and precision
     local function forward() return model(x):square():mean() end

@@ -19,8 +19,8 @@ struct dnn_context {
 
 namespace {
 
-/* What is proposed: by heuristic A all but the last, in this order. */
-enum engine { SCATTERING, REDUCED, UNWILLING, LARGE, TENSOR_CORE, PLAIN, ENGINES };
+/* What is proposed, by heuristic A all but the last, in this order. SLOW has no tensor cores. */
+enum engine { SCATTERING, REDUCED, UNWILLING, LARGE, SLOW, TENSOR_CORE, PLAIN, ENGINES };
 
 struct attribute {
     int64_t count;
@@ -228,14 +228,16 @@ int check(const descriptor &d) {
 
 /* ---- What is proposed ---- */
 
-/* Of grouped and dilated convolutions nothing: so the way round cuDNN is taken too. */
+/* Of groups nothing but by the fallback, and of dilated groups nothing at all: so every way is
+ * taken. */
 int propose(const descriptor &heuristic, int64_t asked, int64_t *count, void **configs) {
     const descriptor *graph = heuristic.part(DNN_ATTR_ENGINEHEUR_OPERATION_GRAPH);
     const descriptor *operation = graph->part(DNN_ATTR_OPERATIONGRAPH_OPS);
     bool fallback = heuristic.value<int>(DNN_ATTR_ENGINEHEUR_MODE) == DNN_HEUR_MODE_FALLBACK;
     ln_conv_params p = params_of(*operation);
     *count = 0;
-    if (p.groups > 1 && (p.dilation[0] > 1 || p.dilation[1] > 1)) return DNN_STATUS_SUCCESS;
+    bool dilated = p.dilation[0] > 1 || p.dilation[1] > 1;
+    if (p.groups > 1 && (dilated || !fallback)) return DNN_STATUS_SUCCESS;
     for (int e = fallback ? PLAIN : SCATTERING; e < (fallback ? ENGINES : PLAIN); e++) {
         if (*count == asked) break;
         descriptor *config = (descriptor *)configs[(*count)++];
@@ -310,7 +312,8 @@ int compute(const descriptor &operation, int engine, void *const *data) {
             result == 2 ? cpu->conv2d(t[2], t[0], t[1], NULL, &p)
                         : cpu->conv2d_backward(result == 0 ? t[0] : NULL, result == 1 ? t[1] : NULL,
                                                NULL, t[2], t[0], t[1], &p);
-        if (engine == SCATTERING || engine == REDUCED) cpu->fill(t[result], (double)NAN);
+        bool slow = engine == SLOW && t[0]->dtype != LN_FLOAT32; /* in halves */
+        if (engine == SCATTERING || engine == REDUCED || slow) cpu->fill(t[result], (double)NAN);
         size_t bytes = (size_t)t[result]->numel * ln_dtype_size(t[result]->dtype);
         if (status != LN_OK || cudaMemcpyAsync(data[result], t[result]->data, bytes,
                                                cudaMemcpyHostToDevice, NULL) != cudaSuccess)
