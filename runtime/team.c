@@ -12,12 +12,12 @@
 
 enum { MOST_THREADS = 256 };
 
-static int team = 1;
+static int team = 1, processors = 1; /* those the process might run on when it began */
 
 __attribute__((constructor)) static void choose(void) {
     cpu_set_t allowed;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) team = CPU_COUNT(&allowed);
-    if (team > MOST_THREADS) team = MOST_THREADS;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) processors = CPU_COUNT(&allowed);
+    team = processors < MOST_THREADS ? processors : MOST_THREADS;
     omp_set_dynamic(0);
     omp_set_num_threads(team);
 }
@@ -26,21 +26,21 @@ __attribute__((constructor)) static void choose(void) {
 
 /* A kernel may wake a thread on the waker's processor although another is idle, as virtual machines
  * do, and parts the two only after many milliseconds: the helpers of a team keep off the processor
- * of the thread that starts its regions. Where several threads start some, helpers go anywhere. */
+ * of the thread that starts its regions. Where several threads start some, or the team has more
+ * members than there are processors, helpers go anywhere. */
 enum { ANYWHERE = -1 };
 static atomic_int starter = ANYWHERE, starters;
 
 static void note_starter(void) {
-    bool lone = atomic_load_explicit(&starters, memory_order_relaxed) == 1;
-    atomic_store_explicit(&starter, lone ? sched_getcpu() : ANYWHERE, memory_order_relaxed);
+    bool apart = team <= processors && atomic_load_explicit(&starters, memory_order_relaxed) == 1;
+    atomic_store_explicit(&starter, apart ? sched_getcpu() : ANYWHERE, memory_order_relaxed);
 }
 
 static void keep_off(int processor) {
     cpu_set_t allowed;
     if (sched_getaffinity(getpid(), sizeof allowed, &allowed) != 0) return;
-    bool others = CPU_COUNT(&allowed) >= team; /* one for each helper */
-    if (others && processor >= 0 && processor < CPU_SETSIZE) CPU_CLR(processor, &allowed);
-    sched_setaffinity(0, sizeof allowed, &allowed);
+    if (processor >= 0 && processor < CPU_SETSIZE) CPU_CLR(processor, &allowed);
+    sched_setaffinity(0, sizeof allowed, &allowed); /* fails, and changes nothing, for none */
 }
 
 void ln_take_place(void) {

@@ -1,6 +1,6 @@
 /* The similarity matrix on a device, tile by tile: blocks of rows, scaled to unit length where it
- * is of cosines, their products in the dtype of tiles, and the masks. Knows no links. Invariant: what lies in scratch
- * does not grow with the matrix, but for one scale a row. */
+ * is of cosines, their products in the dtype of tiles, and the masks. Knows no links. Invariant:
+ * what lies in scratch does not grow with the matrix, but for one scale a row. */
 #ifndef LN_CUDA_TILE_H
 #define LN_CUDA_TILE_H
 #include "cuda.h"
