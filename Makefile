@@ -97,11 +97,11 @@ NVCCFLAGS_ALL = -std=c++17 -O3 -lineinfo -Werror all-warnings -Iruntime \
 $(addprefix $(BUILD)/runtime/cuda/,random.o augment.o): NVCCFLAGS_ALL += -fmad=false
 
 # The text of kernels that are compiled at run time, as string literals.
-EPILOGUE = $(BUILD)/include/cuda/epilogue.text
-$(EPILOGUE): runtime/cuda/epilogue.h Makefile
+KERNEL_TEXTS = $(patsubst %,$(BUILD)/include/cuda/%.text,epilogue mma fused_epilogue)
+$(KERNEL_TEXTS): $(BUILD)/include/cuda/%.text: runtime/cuda/%.h Makefile
 	@mkdir -p $(@D)
 	sed 's/[\\"]/\\&/g; s/.*/"&\\n"/' $< >$@
-$(BUILD)/runtime/cuda/source.o $(BUILD)/tests/runtime/cuda/source.o: $(EPILOGUE)
+$(BUILD)/runtime/cuda/source.o $(BUILD)/tests/runtime/cuda/source.o: $(KERNEL_TEXTS)
 
 $(BUILD)/%.o: %.cu Makefile
 	@mkdir -p $(@D)
@@ -123,7 +123,8 @@ HOST_OBJS := $(patsubst %.cu,$(BUILD)/tests/%.o,\
 WARN_HOST = $(filter-out -Wmissing-prototypes,$(WARN))
 HOST_PARTS = -DLN_PART_ROWS=16 -DLN_PART_COLUMNS=32
 CXXFLAGS_HOST = -std=c++17 -O2 -g -fPIC -fvisibility=hidden -ffp-contract=off \
-  -DLN_MOST_BLOCKS=3 -DLN_SCRATCH_BYTES=40000 -DLN_TILE_EXTENT=72 $(HOST_PARTS) \
+  -DLN_MOST_BLOCKS=3 -DLN_SCRATCH_BYTES=40000 -DLN_TILE_EXTENT=72 -DLN_FUSED_EXTENT=200 \
+  -DLN_FUSED_BLOCKS=2 $(HOST_PARTS) \
   $(WARN_HOST) -Itests/cuda-host -Iruntime -Iruntime/cuda \
   -I$(BUILD)/include
 $(BUILD)/tests/cuda-host/compile.o: CXXFLAGS_HOST += \

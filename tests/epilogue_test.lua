@@ -22,6 +22,15 @@ local function kernels()
   return list
 end
 
+-- Compiles so many sources for devices.
+local function compile_all(program, sources, wanted)
+  for _, architecture in ipairs{ "sm_80", "sm_90" } do
+    local text = output_of(("'%s' %s %s"):format(program, architecture, sources))
+    local _, count = text:gsub("%d+\n", "")
+    assert.equal(wanted, count, text)
+  end
+end
+
 describe("the kernels of a link", function()
   it("takes a link with many values at once", function()
     local x = lunce.randn(4, 3, { seed = 1 })
@@ -77,10 +86,32 @@ describe("the kernels of a link", function()
     local list = kernels()
     assert.is_true(#list >= 8)
     local some = "'" .. table.concat(list, "' '", 1, 8) .. "'"
-    for _, architecture in ipairs{ "sm_80", "sm_90" } do
-      local text = output_of(("'%s' %s %s"):format(program, architecture, some))
-      local _, count = text:gsub("%d+\n", "")
-      assert.equal(8, count, text)
+    compile_all(program, some, 8)
+  end)
+
+  it("compile for devices where they use tensor cores", function()
+    local program = shim .. "nvrtc"
+    local file = io.open(program)
+    if not file then return pending "NVRTC was not found" end
+    file:close()
+    for width, dtype in pairs{ [64] = "float16", [250] = "bfloat16" } do
+      similarity.tile_dtype(dtype)
+      local x = lunce.randn(5, width, { seed = 1, device = device }):requires_grad_()
+      local S = similarity.cosine(x):without_self();
+      (S:lse(function(s) return s / 0.1 end) + S:lse(function(s) return s / 0.01 end)):sum()
+        :backward()
     end
+    similarity.tile_dtype "float32"
+    local some, count = {}, 0
+    for _, path in ipairs(kernels()) do
+      local source = io.open(path)
+      if source:read "*a":match "#define LN_WIDTH %d" and count < 6 then
+        count = count + 1
+        some[count] = "'" .. path .. "'"
+      end
+      source:close()
+    end
+    assert.is_true(count >= 6)
+    compile_all(program, table.concat(some, " "), count)
   end)
 end)

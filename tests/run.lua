@@ -165,7 +165,8 @@ local function run_on_host()
   local environment = "DEVICE=cuda LUNCE_CUDA=" .. quote(shim)
   run_files(device_files(), " with CUDA on the host", environment)
   run_files({ here .. "/cuda_test.lua", here .. "/upload_test.lua",
-    here .. "/similarity_test.lua" }, " with CUDA on the host, threads in reverse",
+    here .. "/similarity_test.lua", here .. "/tile_dtype_test.lua" },
+    " with CUDA on the host, threads in reverse",
     environment .. " LUNCE_CUDA_HOST_REVERSE=1")
 end
 

@@ -1,5 +1,6 @@
 -- The dtype of the tiles of a similarity matrix on a CUDA device: the precision of values and
--- gradients beside float64 on clustered pairs, masks and parameters, weights of any size. Runs on a
+-- gradients beside float64 on clustered pairs, masks and parameters, weights of any size. All of
+-- that of rows of up to 256 features, whose tiles are written nowhere, and of wider ones. Runs on a
 -- CUDA device, on the host's stand-in for one, and on the CPU, where the setting changes nothing.
 local lunce = require "lunce"
 local device = require("tests.on_device").name
@@ -7,6 +8,7 @@ local similarity, link = lunce.similarity, lunce.link
 
 local CUDA = device ~= "cpu"
 local HALVES = { "float16", "bfloat16" }
+local WIDTHS = { false, 272 } -- rows as they are, and the same with zeros up to so many features
 
 local function with(name, fn, ...)
   similarity.tile_dtype(name)
@@ -14,6 +16,11 @@ local function with(name, fn, ...)
     similarity.tile_dtype "float32"
     return ...
   end)(fn(...))
+end
+
+local function widen(x, width)
+  if not width then return x end
+  return lunce.cat({ x, lunce.zeros(x:size(1), width - x:size(2)):to(x.dtype):to(x.device) }, 2)
 end
 
 local function distance(x, exact)
@@ -59,7 +66,7 @@ describe("the dtype of tiles", function()
   end)
 
   -- The figures for 4096 rows are 3e-3 to 6e-3 for bfloat16, 4e-4 to 8e-4 for float16 and TF32.
-  local z_i, z_j = views(50, 128)
+  local z_i, z_j = views(40, 128)
   local MOST = { float16 = 1e-3, tf32 = 1e-3, bfloat16 = 1e-2 }
   for _, name in ipairs{ "nt_xent", "weince", "clip" } do
     for _, tau in ipairs{ 0.5, 0.1, 0.05 } do
@@ -70,16 +77,42 @@ describe("the dtype of tiles", function()
         local exact_y, exact = evaluate(loss, z_i, z_j, "float64", "cpu")
         local _, full = evaluate(loss, z_i, z_j, "float32", device)
         for dtype, most in pairs(MOST) do
-          local y, g = with(dtype, evaluate, loss, z_i, z_j, "float32", device)
-          local off = distance(g, exact)
-          assert.is_true(off <= most, ("%s: %.1e"):format(dtype, off))
-          assert.is_true(distance(y, exact_y) <= most)
-          -- The device rounds, the CPU does not.
-          assert.equal(not CUDA, equal(g, full))
+          for _, width in ipairs(WIDTHS) do
+            local y, g = with(dtype, evaluate, function(a, b)
+              return loss(widen(a, width), widen(b, width))
+            end, z_i, z_j, "float32", device)
+            local off = distance(g, exact)
+            assert.is_true(off <= most, ("%s: %.1e"):format(dtype, off))
+            assert.is_true(distance(y, exact_y) <= most)
+            -- The device rounds, the CPU does not.
+            if not width then assert.equal(not CUDA, equal(g, full)) end
+          end
         end
       end)
     end
   end
+
+  -- More rows than a block owns, more than are made at once, and features that fill no 16.
+  it("serves several blocks of rows and of columns", function()
+    local q = lunce.randn(250, 9, { seed = 1 })
+    local k = lunce.randn(230, 9, { seed = 2 })
+    local function step(dtype, where)
+      local a = q:to(dtype):to(where):requires_grad_()
+      local b = k:to(dtype):to(where):requires_grad_()
+      local S = similarity.cosine(a, b)
+      local y = S:lse(function(s) return s / 0.1 end)
+      local z = S:t():lse(function(s) return s / 0.01 end) -- too far for a fixed shift
+      local own = similarity.cosine(a):without_self():lse(function(s) return s / 0.1 end)
+      lunce.cat({ y, z, own }, 1):sum():backward()
+      return { y:detach(), z:detach(), own:detach(), a.grad, b.grad }
+    end
+    local exact = step("float64", "cpu")
+    local got = with("float16", step, "float32", device)
+    for i = 1, #exact do -- the gradient's error is that of the lower temperature
+      local off = distance(got[i], exact[i])
+      assert.is_true(off <= (i <= 3 and 1e-3 or 1e-2), ("%d: %.1e"):format(i, off))
+    end
+  end)
 
   it("changes no matrix of float64", function()
     local function loss(a, b) return lunce.loss.nt_xent(a, b, { tau = 0.1 }) end
@@ -100,18 +133,18 @@ describe("the dtype of tiles", function()
   }
   local function curve(s, a, r, c) return link.softplus(a * s + r) * (s + c) end
 
-  local function masked(mask, kind, reduction, symmetric, dtype, where)
+  local function masked(mask, kind, reduction, symmetric, dtype, where, width)
     local function leaf(seed, ...)
       return lunce.randn({ ... }, { seed = seed }):to(dtype):to(where):requires_grad_()
     end
-    local q, k = leaf(1, 90, 20), not symmetric and leaf(2, 80, 20) or nil
-    local p = { leaf(3, 1), leaf(4, 90, 1), leaf(5, 1, symmetric and 90 or 80) }
-    local S = mask(similarity[kind](q, k), function(seed, n, most)
+    local q, k = leaf(1, 50, 20), not symmetric and leaf(2, 44, 20) or nil
+    local p = { leaf(3, 1), leaf(4, 50, 1), leaf(5, 1, symmetric and 50 or 44) }
+    local S = mask(similarity[kind](widen(q, width), k and widen(k, width)), function(seed, n, most)
       return lunce.randint(1, most, { n }, { seed = seed }):to(where)
     end)
     local y = S[reduction](S, curve, unpack(p))
     y = y:masked_fill(y:eq(-math.huge), 0)
-    local w = lunce.randn(90, { seed = 9 }):to(dtype):to(where);
+    local w = (lunce.rand(50, { seed = 9 }) + 0.5):to(dtype):to(where);
     (y * w):sum():backward()
     return { y:detach(), q.grad, p[1].grad, p[2].grad, p[3].grad, k and k.grad }
   end
@@ -122,11 +155,14 @@ describe("the dtype of tiles", function()
         for _, symmetric in ipairs{ true, false } do
           local exact = masked(mask, "cosine", reduction, symmetric, "float64", "cpu")
           for _, dtype in ipairs(HALVES) do
-            local got = with(dtype, masked, mask, "cosine", reduction, symmetric, "float32", device)
-            for i = 1, #exact do -- sums cancel, which a scalar's gradient feels most
-              local off = distance(got[i], exact[i])
-              assert.is_true(off <= (dtype == "float16" and 1e-2 or 8e-2),
-                ("%s %s %d: %.1e"):format(name, dtype, i, off))
+            for _, width in ipairs(WIDTHS) do
+              local got = with(dtype, masked, mask, "cosine", reduction, symmetric, "float32",
+                device, width)
+              for i = 1, #exact do -- sums cancel, which a scalar's gradient feels most
+                local off = distance(got[i], exact[i])
+                assert.is_true(off <= (dtype == "float16" and 1e-2 or 8e-2),
+                  ("%s %s %s %d: %.1e"):format(name, dtype, width, i, off))
+              end
             end
           end
         end
@@ -151,20 +187,22 @@ describe("the dtype of tiles", function()
 
   it("scales weights of any size into its range", function()
     local x = lunce.randn(80, 20, { seed = 3 })
-    local function gradient(size, dtype, where)
-      local z = x:to(dtype):to(where):clone():requires_grad_();
-      (similarity.cosine(z):without_self():lse(function(s) return s / 0.01 end):sum() * size)
-        :backward()
+    local function gradient(size, dtype, where, width)
+      local z = x:to(dtype):to(where):clone():requires_grad_()
+      local S = similarity.cosine(widen(z, width)):without_self();
+      (S:lse(function(s) return s / 0.01 end):sum() * size):backward()
       return z.grad
     end
     local exact = gradient(1, "float64", "cpu")
-    for _, size in ipairs{ 2 ^ -90, 2 ^ -30, 2 ^ 30, 2 ^ 90 } do
-      local got = with("float16", gradient, size, "float32", device)
-      -- At this temperature a rounded similarity changes its weight by some hundredths.
-      assert.is_true(distance(got / size, exact) <= 3e-2)
+    for _, width in ipairs(WIDTHS) do
+      for _, size in ipairs{ 2 ^ -90, 2 ^ -30, 2 ^ 30, 2 ^ 90 } do
+        local got = with("float16", gradient, size, "float32", device, width)
+        -- At this temperature a rounded similarity changes its weight by some hundredths.
+        assert.is_true(distance(got / size, exact) <= 3e-2)
+      end
+      local none = with("float16", gradient, 0, "float32", device, width)
+      assert.is_true(equal(none, lunce.zeros(80, 20)))
     end
-    local none = with("float16", gradient, 0, "float32", device)
-    assert.is_true(equal(none, lunce.zeros(80, 20)))
   end)
 
   it("of a gradient is its forward pass's", function()

@@ -220,10 +220,17 @@ ln_status cuda_compile(const compiled **out, const char *source, const char *wha
     return status;
 }
 
-ln_status cuda_run(const compiled *kernel, unsigned blocks, unsigned threads, const void *argument,
-                   size_t, const char *what) {
+ln_status cuda_run(const compiled *kernel, unsigned blocks, unsigned threads, size_t shared,
+                   const void *argument, size_t, const char *what) {
     void *arguments[] = {(void *)argument};
     cudaLaunchConfig_t config = {};
+    cudaError_t error = cudaSuccess;
+    if (shared > PLAIN_SHARED)
+        error = cudaKernelSetAttributeForDevice(kernel->kernel,
+                                                cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                (int)shared, kernel->device);
+    if (error != cudaSuccess) return cuda_fail(error, what);
+    config.dynamicSmemBytes = shared;
     config.gridDim = dim3(blocks);
     config.blockDim = dim3(threads);
     config.stream = cudaStreamPerThread;

@@ -18,6 +18,10 @@ enum {
 #define EPILOGUE_SUMS 1    /* of rows or columns, with running maxima if wanted */
 #define EPILOGUE_BOTH 2    /* of the rows, and of the columns as the transposed matrix has them */
 #define EPILOGUE_WEIGHTS 3 /* the values themselves */
+/* Those of fused_epilogue.h, of tiles that are nowhere written: */
+#define EPILOGUE_FUSED_SUMS 4     /* of x's rows */
+#define EPILOGUE_FUSED_RUNNING 5  /* likewise log-sum-exps, with running maxima */
+#define EPILOGUE_FUSED_GRADIENT 6 /* of x's rows: the values times y's rows */
 
 /* exp(most) * sum; most stays 0 where no maximum is kept. */
 typedef struct {
@@ -40,6 +44,11 @@ typedef struct {
     int mirrored; /* WEIGHTS: with those of the transposed matrix */
     int adds;     /* WEIGHTS: to what w has */
     float *most;  /* WEIGHTS: the largest magnitude that each block has written, or NULL */
+    /* FUSED: x's rows are those of the tile, y's its columns, or where it is flipped those of the
+     * transposed matrix's tile. totals: of this tile alone, (splits, rows); w: float (splits, rows,
+     * features); adds: to what w has */
+    const void *x, *y; /* in halves */
+    long long splits, features;
 } epilogue;
 
 /* BOTH: a block's part of the tile, which the tests' build shrinks. Rows and columns have a sum in
@@ -49,6 +58,26 @@ typedef struct {
 #define LN_PART_COLUMNS 256
 #endif
 enum { PART_ROWS = LN_PART_ROWS, PART_COLUMNS = LN_PART_COLUMNS };
+
+/* FUSED: a block's threads, and for a width of rows its columns at a time, rows and shared memory:
+ * so many that a gradient's sums and a tile's share of a thread fit its registers. */
+enum { FUSED_THREADS = 128, FUSED_WIDEST = 256 };
+#define FUSED_DOWN(width) ((width) > 128 ? 1 : 2)
+#define FUSED_ROWS(width) (FUSED_THREADS / 2 * FUSED_DOWN(width))
+#define FUSED_COLUMNS(kernel, width)                                                               \
+    ((kernel) == EPILOGUE_FUSED_GRADIENT && (width) > 64 && (width) <= 128 ? 32 : 64)
+#define FUSED_BYTES(kernel, width)                                                                 \
+    ((FUSED_ROWS(width) + 2 * FUSED_COLUMNS(kernel, width)) * (2 * (width) + 16))
+
+/* Adds a total to another. */
+static inline __device__ void epilogue_add(epilogue_total *to, epilogue_total t) {
+    if (t.sum == 0) return; /* but not NaN */
+    if (t.most > to->most) {
+        if (to->sum != 0) to->sum *= exp(to->most - t.most);
+        to->most = t.most;
+    }
+    to->sum += t.most == to->most ? t.sum : t.sum * exp(t.most - to->most);
+}
 
 #ifdef LN_EPILOGUE
 #ifdef __CUDACC_RTC__
@@ -71,16 +100,7 @@ static __device__ real value(const epilogue &a, real s, long long i, long long j
 
 /* ---- Sums of rows or columns ---- */
 
-#if LN_EPILOGUE == EPILOGUE_SUMS
-static __device__ void add(epilogue_total *to, epilogue_total t) {
-    if (t.sum == 0) return; /* but not NaN */
-    if (t.most > to->most) {
-        if (to->sum != 0) to->sum *= exp(to->most - t.most);
-        to->most = t.most;
-    }
-    to->sum += t.most == to->most ? t.sum : t.sum * exp(t.most - to->most);
-}
-
+#if LN_EPILOGUE == EPILOGUE_SUMS || LN_EPILOGUE == EPILOGUE_FUSED_RUNNING
 /* exp(v) with a running maximum; -inf adds nothing. */
 static __device__ void add_exp(epilogue_total *to, real v) {
     if (v == -INFINITY) return;
@@ -90,6 +110,9 @@ static __device__ void add_exp(epilogue_total *to, real v) {
     }
     to->sum += (double)v == to->most ? 1 : (double)MATH(exp)(v - (real)to->most);
 }
+#endif
+
+#if LN_EPILOGUE == EPILOGUE_SUMS
 
 /* A block takes 8 rows by 32 threads each, which read along the row, or 32 columns by 8 threads
  * each: neighbours read what lies together. */
@@ -119,7 +142,7 @@ extern "C" __global__ void epilogue_kernel(epilogue a) {
         if (lane == 0 && anchor < anchors) {
             int step = a.by_column ? across : 1;
             epilogue_total *to = &a.totals[(a.by_column ? a.column : a.row) + anchor];
-            for (int l = 0; l < lanes; l++) add(to, parts[threadIdx.x + l * step]);
+            for (int l = 0; l < lanes; l++) epilogue_add(to, parts[threadIdx.x + l * step]);
         }
         __syncthreads(); /* they are read */
     }

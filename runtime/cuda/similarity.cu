@@ -3,7 +3,7 @@
  * that are compiled with the link. Of a symmetric matrix the tiles below the diagonal are the
  * transposes of those above. Builds the steps of reductions; computes no similarities. Invariant:
  * an anchor's sums are carried from tile to tile in a fixed order. */
-#include "compile.h"
+#include "fused.h"
 #include "source.h"
 #include "tile.h"
 
@@ -82,12 +82,19 @@ typedef struct {
     const ln_tensor *q, *k;
     bool cosine, symmetric;
     int tile_dtype;
+    int64_t fused; /* the width of rows in halves, where the fused kernels take them; else 0 */
     int64_t n, m;
     ln_tensor *dq, *dk;
     int n_jobs, n_held;
     job *jobs;
     void *held[MOST_JOBS + LN_MAX_REDUCTIONS + MOST_TILE];
 } pass;
+
+static int64_t fused_width(const ln_tensor *q, bool cosine, int tile_dtype) {
+    int dtype = side_dtype(q, cosine, tile_dtype);
+    int64_t width = side_width(dtype, q->shape[1]);
+    return dtype != q->dtype && width <= FUSED_WIDEST ? width : 0;
+}
 
 static ln_status pass_new(pass *p, const ln_tensor *q, const ln_tensor *k, bool cosine,
                           int tile_dtype, int n, const ln_reduction *r, int jobs) {
@@ -96,6 +103,7 @@ static ln_status pass_new(pass *p, const ln_tensor *q, const ln_tensor *k, bool 
     p->k = k != NULL ? k : q;
     p->cosine = cosine;
     p->tile_dtype = tile_dtype;
+    p->fused = fused_width(q, cosine, tile_dtype);
     p->symmetric = k == NULL;
     for (int i = 0; i < n; i++) p->symmetric &= !r[i].by_column;
     p->n = p->q->shape[0];
@@ -115,10 +123,12 @@ static ln_status hold(pass *p, void **out, size_t bytes) {
     return status;
 }
 
-static ln_status compile_job(const compiled **out, job *j, int kernel, const link_steps *l,
-                             int step, const ln_reduction *r, int dtype) {
+static ln_status compile_job(const compiled **out, const pass *p, job *j, int kernel,
+                             const link_steps *l, int step, const ln_reduction *r) {
     char *source = NULL;
-    ln_status status = source_new(&source, &j->arguments, kernel, l, step, r, dtype);
+    source_kind kind = {kernel, p->q->dtype, side_dtype(p->q, p->cosine, p->tile_dtype),
+                        (int)p->fused};
+    ln_status status = source_new(&source, &j->arguments, kind, l, step, r);
     if (status == LN_OK) status = cuda_compile(out, source, WHAT);
     ln_scratch_release(source);
     return status;
@@ -128,7 +138,12 @@ static ln_status add_job(pass *p, int kernel, const link_steps *l, int step,
                          const ln_reduction *r) {
     job *made = &p->jobs[p->n_jobs++];
     *made = {};
-    return compile_job(&made->kernel, made, kernel, l, step, r, p->q->dtype);
+    return compile_job(&made->kernel, p, made, kernel, l, step, r);
+}
+
+static int sums_kernel(const pass *p, bool running) {
+    if (p->fused == 0) return EPILOGUE_SUMS;
+    return running ? EPILOGUE_FUSED_RUNNING : EPILOGUE_FUSED_SUMS;
 }
 
 static ln_status add_sums(pass *p, const link_steps *l, int step, const ln_reduction *r,
@@ -140,9 +155,9 @@ static ln_status add_sums(pass *p, const link_steps *l, int step, const ln_reduc
     LN_TRY(hold(p, &totals, (size_t)n * sizeof(total)));
     LN_TRY(launch(WHAT, totals_kernel, blocks_for(n), THREADS, (total *)totals, n,
                   running ? -INFINITY : 0.0));
-    LN_TRY(add_job(p, EPILOGUE_SUMS, l, step, r));
-    if (p->symmetric && !running)
-        LN_TRY(compile_job(&made->both, made, EPILOGUE_BOTH, l, step, r, p->q->dtype));
+    LN_TRY(add_job(p, sums_kernel(p, running), l, step, r));
+    if (p->symmetric && p->fused == 0 && !running)
+        LN_TRY(compile_job(&made->both, p, made, EPILOGUE_BOTH, l, step, r));
     made->arguments.totals = (total *)totals;
     made->arguments.by_column = by_column;
     made->arguments.running = running;
@@ -162,7 +177,7 @@ typedef struct {
 
 static ln_status run_kernel(const compiled *kernel, const epilogue *a, int64_t blocks) {
     unsigned grid = blocks_for(blocks, 1);
-    return cuda_run(kernel, grid, EPILOGUE_THREADS, a, sizeof *a, WHAT);
+    return cuda_run(kernel, grid, EPILOGUE_THREADS, 0, a, sizeof *a, WHAT);
 }
 
 static ln_status run_sums(const job *j, epilogue a, bool by_column, bool flipped) {
@@ -291,15 +306,35 @@ fail:
     return status;
 }
 
+/* With the fused kernels, for a block of each side: what rows or columns sum, and the gradients. Of
+ * one set with itself, a row's weights are those of its column too. */
+static ln_status run_fused(const pass *p, const side *q, const side *k) {
+    ln_status status = LN_OK;
+    for (int i = 0; i < p->n_jobs; i++) {
+        const job *j = &p->jobs[i];
+        epilogue a = j->arguments, flipped = a;
+        flipped.flipped = true;
+        a.mirrored = p->dq != NULL && p->dq == p->dk;
+        if (a.totals != NULL && a.by_column) LN_TRY(fused_sums(j->kernel, flipped, k, q));
+        else if (a.totals != NULL) LN_TRY(fused_sums(j->kernel, a, q, k));
+        if (a.totals != NULL) continue;
+        if (p->dq != NULL) LN_TRY(fused_gradient(p->dq, j->kernel, a, q, k));
+        if (p->dk != NULL && !a.mirrored) LN_TRY(fused_gradient(p->dk, j->kernel, flipped, k, q));
+    }
+fail:
+    return status;
+}
+
 static ln_status run_tiles(pass *p, side *q, side *k) {
+    bool halved = p->symmetric && p->fused == 0;
     tile t;
     ln_status status;
-    LN_TRY(tile_new(p, &t, q, k));
+    if (p->fused == 0) LN_TRY(tile_new(p, &t, q, k));
     for (int64_t row = 0; row < p->n; row += q->count) {
         LN_TRY(side_take(q, row));
-        for (int64_t column = p->symmetric ? row : 0; column < p->m; column += k->count) {
+        for (int64_t column = halved ? row : 0; column < p->m; column += k->count) {
             LN_TRY(side_take(k, column));
-            LN_TRY(run_tile(p, &t, q, k));
+            LN_TRY(p->fused > 0 ? run_fused(p, q, k) : run_tile(p, &t, q, k));
         }
     }
     if (p->dq != NULL) LN_TRY(side_backward(p->dq, q));
@@ -309,7 +344,8 @@ fail:
 }
 
 static ln_status run_pass(pass *p) {
-    int64_t extent = tile_extent((int64_t)ln_dtype_size(p->q->dtype));
+    int64_t extent =
+        p->fused > 0 ? fused_extent(p->fused) : tile_extent((int64_t)ln_dtype_size(p->q->dtype));
     side q = {}, k = {};
     ln_status status = LN_OK;
     if (p->n == 0 || p->m == 0 || p->n_jobs == 0) return LN_OK;
@@ -432,7 +468,8 @@ static ln_status add_backward(pass *p, const ln_reduction *r, const ln_tensor *y
     if (p->dq != NULL || p->dk != NULL) {
         link_steps own = l;
         int step = link_step(&own, LN_LINK_MUL, gain, r->slope);
-        LN_TRY(add_job(p, EPILOGUE_WEIGHTS, &own, step, r));
+        LN_TRY(
+            add_job(p, p->fused > 0 ? EPILOGUE_FUSED_GRADIENT : EPILOGUE_WEIGHTS, &own, step, r));
     }
     for (int i = 0; i < r->n_parameters; i++) {
         if (r->parameters[i].slope < 0) continue;

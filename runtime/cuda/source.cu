@@ -9,6 +9,12 @@
 static const char TEXT[] =
 #include "cuda/epilogue.text"
     ;
+static const char MMA_TEXT[] =
+#include "cuda/mma.text"
+    ;
+static const char FUSED_TEXT[] =
+#include "cuda/fused_epilogue.text"
+    ;
 
 /* ---- Steps ---- */
 
@@ -52,8 +58,12 @@ static_assert(+SOURCE_STEPS <= +EPILOGUE_NUMBERS && +SOURCE_PARAMETERS <= +EPILO
                   +LN_MAX_MASKS <= +EPILOGUE_MASKS,
               "the arguments have room");
 
-/* A statement takes no more than LINE; the text of epilogue.h comes whole. */
-enum { LINE = 160, ROOM = (SOURCE_STEPS + 2 * LN_MAX_MASKS + 16) * LINE };
+/* A statement takes no more than LINE; the texts come whole. */
+enum {
+    LINE = 160,
+    ROOM = (SOURCE_STEPS + 2 * LN_MAX_MASKS + 16) * LINE + sizeof TEXT + sizeof MMA_TEXT +
+           sizeof FUSED_TEXT
+};
 
 typedef struct {
     char *text;
@@ -66,6 +76,11 @@ static void write(writer *w, const char *format, ...) {
     va_start(arguments, format);
     w->n += (size_t)vsnprintf(w->text + w->n, LINE, format, arguments);
     va_end(arguments);
+}
+
+static void write_text(writer *w, const char *text, size_t n) {
+    memcpy(w->text + w->n, text, n);
+    w->n += n;
 }
 
 static void write_unary(writer *w, int op, int x) {
@@ -168,16 +183,21 @@ static void write_masks(writer *w, epilogue *a, const ln_reduction *r) {
     write(w, "    return true;\n}\n");
 }
 
-ln_status source_new(char **out, epilogue *arguments, int kernel, const link_steps *l, int step,
-                     const ln_reduction *r, int dtype) {
-    bool wide = dtype == LN_FLOAT64;
-    writer w = {(char *)ln_scratch_new(sizeof TEXT + ROOM, "similarity"), 0};
+ln_status source_new(char **out, epilogue *arguments, const source_kind &kind, const link_steps *l,
+                     int step, const ln_reduction *r) {
+    bool wide = kind.dtype == LN_FLOAT64;
+    writer w = {(char *)ln_scratch_new(ROOM, "similarity"), 0};
     if (w.text == NULL) return LN_OUT_OF_MEMORY;
-    write(&w, "#define LN_EPILOGUE %d\n", kernel);
+    write(&w, "#define LN_EPILOGUE %d\n", kind.kernel);
     write(&w, "#define MATH(name) name%s\n", wide ? "" : "##f");
     write(&w, "typedef %s real;\n", wide ? "double" : "float");
-    memcpy(w.text + w.n, TEXT, sizeof TEXT - 1);
-    w.n += sizeof TEXT - 1;
+    write_text(&w, TEXT, sizeof TEXT - 1);
+    if (kind.kernel >= EPILOGUE_FUSED_SUMS) {
+        write(&w, "#define LN_WIDTH %d\n%s", kind.width,
+              kind.half == LN_BFLOAT16 ? "#define LN_BFLOAT16\n" : "");
+        write_text(&w, MMA_TEXT, sizeof MMA_TEXT - 1);
+        write_text(&w, FUSED_TEXT, sizeof FUSED_TEXT - 1);
+    }
     write_link(&w, arguments, l, step);
     write_masks(&w, arguments, r);
     *out = w.text;

@@ -26,10 +26,15 @@ link_steps link_steps_of(const ln_reduction *r);
 int link_step(link_steps *l, int op, int a, int b);
 int link_parameter(link_steps *l, int kind, const void *values);
 
-/* The source of a kernel, EPILOGUE_SUMS or its neighbours, of what one step computes under the
- * reduction's masks, for float32 or float64; fills what of its arguments comes from them. The
- * caller frees *out with ln_scratch_release. */
-ln_status source_new(char **out, epilogue *arguments, int kernel, const link_steps *l, int step,
-                     const ln_reduction *r, int dtype);
+/* Which kernel: EPILOGUE_SUMS or its neighbours, for float32 or float64; of fused ones, which are
+ * for float32, the dtype of halves and the width of rows too. */
+typedef struct {
+    int kernel, dtype, half, width;
+} source_kind;
+
+/* The source of a kernel of what one step computes under the reduction's masks; fills what of its
+ * arguments comes from them. The caller frees *out with ln_scratch_release. */
+ln_status source_new(char **out, epilogue *arguments, const source_kind &kind, const link_steps *l,
+                     int step, const ln_reduction *r);
 
 #endif

@@ -20,13 +20,15 @@ static __global__ void scale_kernel(T *scale, const T *x, int64_t n, int64_t d) 
     }
 }
 
-/* A thread an element of the rows from `first` on, scaled where there is a scale, in any dtype. */
+/* A thread an element of rows (n, width), those of x (.., d) from `first` on, scaled where there is
+ * a scale, in any dtype. */
 template <typename T>
-static __global__ void rows_kernel(void *rows, int dtype, const T *x, const T *scale, int64_t first,
-                                   int64_t n, int64_t d) {
-    for (int64_t i = grid_thread(); i < n * d; i += grid_threads()) {
-        T v = x[first * d + i];
-        store(rows, dtype, i, scale != NULL ? v * scale[first + i / d] : v);
+static __global__ void rows_kernel(void *rows, int dtype, int64_t width, const T *x, const T *scale,
+                                   int64_t first, int64_t n, int64_t d) {
+    for (int64_t i = grid_thread(); i < n * width; i += grid_threads()) {
+        int64_t row = first + i / width, k = i % width;
+        T v = k < d ? x[row * d + k] : 0;
+        store(rows, dtype, i, scale != NULL ? v * scale[row] : v);
     }
 }
 
@@ -54,12 +56,10 @@ template <typename T> static ln_status find_scales(side *s) {
 }
 
 /* Unit rows fit float16; others may leave its range, and take TF32, which has its precision. */
-static void choose_dtype(side *s, bool cosine, int tile_dtype) {
-    s->dtype = s->x->dtype;
-    if (s->dtype == LN_FLOAT64) return;
-    s->rough = tile_dtype == LN_TILE_TF32 || (tile_dtype == LN_TILE_FLOAT16 && !cosine);
-    if (tile_dtype == LN_TILE_BFLOAT16) s->dtype = LN_BFLOAT16;
-    if (tile_dtype == LN_TILE_FLOAT16 && cosine) s->dtype = LN_FLOAT16;
+int side_dtype(const ln_tensor *x, bool cosine, int tile_dtype) {
+    if (x->dtype == LN_FLOAT64) return x->dtype;
+    if (tile_dtype == LN_TILE_BFLOAT16) return LN_BFLOAT16;
+    return tile_dtype == LN_TILE_FLOAT16 && cosine ? LN_FLOAT16 : x->dtype;
 }
 
 ln_status side_new(side *s, const ln_tensor *x, bool cosine, int64_t most, int tile_dtype) {
@@ -67,8 +67,10 @@ ln_status side_new(side *s, const ln_tensor *x, bool cosine, int64_t most, int t
     *s = {};
     s->x = x;
     s->most = most < x->shape[0] ? most : x->shape[0];
-    choose_dtype(s, cosine, tile_dtype);
-    size_t bytes = (size_t)(s->most * x->shape[1]) * ln_dtype_size(s->dtype);
+    s->dtype = side_dtype(x, cosine, tile_dtype);
+    s->rough = tile_dtype != LN_TILE_FLOAT32;
+    s->width = side_width(s->dtype, x->shape[1]);
+    size_t bytes = (size_t)(s->most * s->width) * ln_dtype_size(s->dtype);
     if (cosine || s->dtype != x->dtype) LN_TRY(cuda_scratch(&s->made, bytes, WHAT));
     if (!cosine) return LN_OK;
     LN_TRY(cuda_scratch(&s->scale, (size_t)x->shape[0] * ln_dtype_size(x->dtype), WHAT));
@@ -84,8 +86,8 @@ void side_release(side *s) {
 
 template <typename T> static ln_status make_block(const side *s) {
     int64_t d = s->x->shape[1];
-    return launch(WHAT, rows_kernel<T>, blocks_for(s->count * d), THREADS, s->made, s->dtype,
-                  (const T *)s->x->data, (const T *)s->scale, s->first, s->count, d);
+    return launch(WHAT, rows_kernel<T>, blocks_for(s->count * s->width), THREADS, s->made, s->dtype,
+                  s->width, (const T *)s->x->data, (const T *)s->scale, s->first, s->count, d);
 }
 
 ln_status side_take(side *s, int64_t first) {
@@ -124,8 +126,8 @@ ln_status tile_product(void *s, int64_t stride, const side *q, const side *k) {
                                           cudaStreamPerThread),
                           WHAT);
     product_kind kind = {q->x->dtype, q->dtype, q->rough, NULL};
-    return cuda_product(kind, rows_of(s, stride, false), rows_of(q->block, d, false),
-                        rows_of(k->block, d, true), q->count, k->count, d, 1, false, WHAT);
+    return cuda_product(kind, rows_of(s, stride, false), rows_of(q->block, q->width, false),
+                        rows_of(k->block, k->width, true), q->count, k->count, d, 1, false, WHAT);
 }
 
 ln_status tile_gradient(ln_tensor *dx, const void *w, const float *factors, bool transposed,
@@ -135,8 +137,9 @@ ln_status tile_gradient(ln_tensor *dx, const void *w, const float *factors, bool
     char *rows = dx->data + (size_t)(to->first * d) * ln_dtype_size(dx->dtype);
     matrix weights = {(void *)w, transposed ? to->count : from->count, 0, transposed};
     product_kind kind = {dx->dtype, from->dtype, from->rough, factors};
-    return cuda_product(kind, rows_of(rows, d, false), weights, rows_of(from->block, d, false),
-                        to->count, d, from->count, 1, true, WHAT);
+    return cuda_product(kind, rows_of(rows, d, false), weights,
+                        rows_of(from->block, from->width, false), to->count, d, from->count, 1,
+                        true, WHAT);
 }
 
 /* ---- Weights in halves ---- */

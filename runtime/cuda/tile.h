@@ -12,12 +12,18 @@ typedef struct {
     const ln_tensor *x; /* (n,d) */
     void *scale;        /* (n), 1 / max(|x|, 1e-8); NULL: as they are */
     void *made;         /* scratch for a block */
-    const void *block;  /* (count,d): those from `first` on */
+    const void *block;  /* (count,width): those from `first` on */
     int dtype;          /* of a block: x's, or what it is rounded to */
+    int64_t width;      /* d; of halves a multiple of 16, which zeros fill */
     bool rough;         /* products round float32 to TF32 */
     int64_t most, first, count;
 } side;
 
+/* What the rows of a matrix of x's are rounded to, from a dtype of tiles: x's dtype or a half. */
+int side_dtype(const ln_tensor *x, bool cosine, int tile_dtype);
+static inline int64_t side_width(int dtype, int64_t d) {
+    return dtype == LN_FLOAT16 || dtype == LN_BFLOAT16 ? (d + 15) / 16 * 16 : d;
+}
 /* In blocks of up to `most` rows, 0 for the scales alone, for products in a dtype of tiles. The
  * caller releases it, also where this fails. */
 ln_status side_new(side *s, const ln_tensor *x, bool cosine, int64_t most,

@@ -29,7 +29,9 @@ static const char BEGIN[] =
     "#include \"device.h\"\n"
     "#define INFINITY __builtin_inf()\n"
     "extern \"C\" {\n" FUNCTION(fabs) FUNCTION(sqrt) FUNCTION(exp) FUNCTION(expm1) FUNCTION(log)
-        FUNCTION(log1p) FUNCTION(tanh) "double pow(double, double); float powf(float, float);\n}\n";
+        FUNCTION(log1p) FUNCTION(tanh) "double pow(double, double); float powf(float, float);\n"
+                                       "float fmaxf(float, float); float frexpf(float, int *); "
+                                       "float ldexpf(float, int);\n}\n";
 static const char END[] =
     "extern \"C\" __attribute__((visibility(\"default\"))) void run(const void *a) {\n"
     "    epilogue_kernel(*(const epilogue *)a);\n"
@@ -114,9 +116,15 @@ static void run_thread(void *context) {
 }
 
 /* The argument is copied, as a launch does. */
-ln_status cuda_run(const compiled *kernel, unsigned blocks, unsigned threads, const void *argument,
-                   size_t, const char *what) {
+ln_status cuda_run(const compiled *kernel, unsigned blocks, unsigned threads, size_t shared,
+                   const void *argument, size_t, const char *what) {
     cudaLaunchConfig_t config = {};
+    cudaError_t error = cudaSuccess;
+    if (shared > PLAIN_SHARED)
+        error = cudaFuncSetAttribute((const void *)kernel,
+                                     cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+    if (error != cudaSuccess) return cuda_fail(error, what);
+    config.dynamicSmemBytes = shared;
     call c = {kernel, argument};
     config.gridDim = dim3(blocks);
     config.blockDim = dim3(threads);

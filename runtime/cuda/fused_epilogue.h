@@ -1,0 +1,267 @@
+/* Kernels that never write a tile, for tiles in halves and rows of up to 256 features: this file is
+ * their text, after that of epilogue.h and mma.h. A block owns some rows of x and goes along the
+ * rows of y, whose similarities it takes from tensor cores, through the link and, for gradients, on
+ * to the next product, in registers. It includes nothing. Invariants: what a block sums, it alone
+ * sums, in a fixed order; rows past the end are zeros, and their entries are not used.
+ *
+ * LN_WIDTH is the width of rows in memory, a multiple of 16; zeros fill it. */
+#if LN_EPILOGUE >= EPILOGUE_FUSED_SUMS
+enum {
+    WIDTH = LN_WIDTH,
+    PITCH = 2 * WIDTH + 16, /* bytes between rows in shared memory: eight of them share no bank */
+    FUSED_WARPS = FUSED_THREADS / LANES,
+    DOWN = FUSED_DOWN(WIDTH), /* times 16 rows of a warp */
+    COLUMNS = FUSED_COLUMNS(LN_EPILOGUE, WIDTH),
+    ACROSS = COLUMNS / 8, /* times 8 columns */
+    FEATURES = WIDTH / 8, /* times 8 features */
+    BLOCK_ROWS = FUSED_ROWS(WIDTH)
+};
+
+/* A lane's sums of products: see mma.h. */
+typedef float fragment[ACROSS][4];
+
+/* ---- What a warp makes of a tile ---- */
+
+/* i: the lane's first row, from which each `m` and `h` is 16 and 8 further down; j: its first
+ * column, from which each `n` and `e` is 8 and 1 further on. */
+
+#if LN_EPILOGUE != EPILOGUE_FUSED_GRADIENT
+typedef struct {
+    epilogue_total of[DOWN][2];
+} state;
+
+static __device__ void state_begin(state *t) {
+#pragma unroll
+    for (int r = 0; r < 2 * DOWN; r++) {
+        t->of[r / 2][r % 2].most = LN_EPILOGUE == EPILOGUE_FUSED_RUNNING ? -INFINITY : 0;
+        t->of[r / 2][r % 2].sum = 0;
+    }
+}
+
+static __device__ void state_take(state *t, const epilogue &a, fragment *s, const char *,
+                                  long long i, long long j) {
+#pragma unroll
+    for (int m = 0; m < DOWN; m++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            long long own = i + 16 * m + 8 * h;
+            real along = 0;
+#pragma unroll
+            for (int n = 0; n < ACROSS; n++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    long long other = j + 8 * n + e;
+                    if (own >= a.rows || other >= a.columns) continue;
+#if LN_EPILOGUE == EPILOGUE_FUSED_RUNNING
+                    long long row = a.flipped ? a.column + other : a.row + own;
+                    long long column = a.flipped ? a.row + own : a.column + other;
+                    if (admitted(a, row, column))
+                        add_exp(&t->of[m][h], link(a, s[m][n][2 * h + e], row, column));
+#else
+                    along += value(a, s[m][n][2 * h + e], own, other, a.flipped);
+#endif
+                }
+            t->of[m][h].sum += (double)along;
+        }
+}
+
+/* The lanes of a row have its columns between them. */
+static __device__ void state_end(state *t, const epilogue &a, long long i, long long split) {
+#pragma unroll
+    for (int r = 0; r < 2 * DOWN; r++) {
+        epilogue_total own = t->of[r / 2][r % 2];
+        for (int distance = 1; distance < 4; distance *= 2) {
+            epilogue_total other;
+            other.most = __shfl_xor_sync(0xffffffffu, own.most, distance);
+            other.sum = __shfl_xor_sync(0xffffffffu, own.sum, distance);
+            epilogue_add(&own, other);
+        }
+        if (threadIdx.x % 4 == 0 && i + 8 * r < a.rows) a.totals[split * a.rows + i + 8 * r] = own;
+    }
+}
+#endif
+
+#if LN_EPILOGUE == EPILOGUE_FUSED_GRADIENT
+/* A row's sums are those of weights times its power of two, which falls when a weight asks for it:
+ * then no weight leaves float16's range, and the largest keep their precision. */
+typedef struct {
+    float sums[DOWN][FEATURES][4], power[DOWN][2];
+} state;
+
+static __device__ void state_begin(state *t) {
+#pragma unroll
+    for (int m = 0; m < DOWN; m++) {
+        t->power[m][0] = t->power[m][1] = 0x1p115f;
+#pragma unroll
+        for (int f = 0; f < FEATURES; f++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) t->sums[m][f][e] = 0;
+    }
+}
+
+/* Lowers the power of row (m, h) to what a weight of this size takes. */
+static __device__ void lower_power(state *t, int m, int h, float most) {
+    int exponent;
+    frexpf(most, &exponent);
+    float power = ldexpf(1, 15 - exponent), factor = power / t->power[m][h];
+    t->power[m][h] = power;
+#pragma unroll
+    for (int f = 0; f < FEATURES; f++) {
+        t->sums[m][f][2 * h] *= factor;
+        t->sums[m][f][2 * h + 1] *= factor;
+    }
+}
+
+/* From similarities to weights times their row's power. */
+static __device__ void weigh(state *t, const epilogue &a, fragment *s, long long i, long long j) {
+#pragma unroll
+    for (int m = 0; m < DOWN; m++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            long long own = i + 16 * m + 8 * h;
+            float most = 0;
+#pragma unroll
+            for (int n = 0; n < ACROSS; n++)
+#pragma unroll
+                for (int e = 2 * h; e < 2 * h + 2; e++) {
+                    long long other = j + 8 * n + e % 2;
+                    real v = 0;
+                    if (own < a.rows && other < a.columns) {
+                        v = value(a, s[m][n][e], own, other, a.flipped);
+                        if (a.mirrored) v += value(a, s[m][n][e], own, other, !a.flipped);
+                    }
+                    s[m][n][e] = v;
+                    most = fmaxf(most, MATH(fabs)(v));
+                }
+            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
+            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+            if (most * t->power[m][h] >= 0x1p15f && most < INFINITY) lower_power(t, m, h, most);
+#pragma unroll
+            for (int n = 0; n < ACROSS; n++) {
+                s[m][n][2 * h] *= t->power[m][h];
+                s[m][n][2 * h + 1] *= t->power[m][h];
+            }
+        }
+}
+
+/* The weights, as they lie, are the left operand of 16 columns at a time. */
+static __device__ void state_take(state *t, const epilogue &a, fragment *s, const char *columns,
+                                  long long i, long long j) {
+    int lane = threadIdx.x % LANES, row = lane % 16, feature = lane / 16 * 8;
+    weigh(t, a, s, i, j);
+#pragma unroll
+    for (int k = 0; k < ACROSS / 2; k++) {
+        unsigned w[DOWN][4], y[4];
+#pragma unroll
+        for (int m = 0; m < DOWN; m++)
+#pragma unroll
+            for (int p = 0; p < 4; p++) {
+                const float *pair = &s[m][2 * k + p / 2][p % 2 * 2];
+                w[m][p] = half_pair(pair[0], pair[1]);
+            }
+#pragma unroll
+        for (int f = 0; f < FEATURES / 2; f++) {
+            fragment_columns(y, columns + (16 * k + row) * PITCH + 2 * (16 * f + feature));
+#pragma unroll
+            for (int m = 0; m < DOWN; m++) {
+                mma(t->sums[m][2 * f], w[m], y);
+                mma(t->sums[m][2 * f + 1], w[m], y + 2);
+            }
+        }
+    }
+}
+
+static __device__ void state_end(state *t, const epilogue &a, long long i, long long split) {
+#pragma unroll
+    for (int m = 0; m < DOWN; m++)
+#pragma unroll
+        for (int f = 0; f < FEATURES; f++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                long long own = i + 16 * m + e / 2 * 8;
+                int feature = 8 * f + threadIdx.x % 4 * 2 + e % 2;
+                if (own >= a.rows || feature >= a.features) continue;
+                float *to = (float *)a.w + (split * a.rows + own) * a.features + feature;
+                float v = t->sums[m][f][e] / t->power[m][e / 2];
+                *to = a.adds ? *to + v : v;
+            }
+}
+#endif
+
+/* ---- A block ---- */
+
+/* Begins to copy so many rows from `first` on, of `count`, to shared memory. */
+static __device__ void fetch(char *to, const void *from, long long first, long long count,
+                             int rows) {
+    for (int t = threadIdx.x; t < rows * FEATURES; t += FUSED_THREADS) {
+        int row = t / FEATURES, feature = t % FEATURES * 8;
+        bool given = first + row < count;
+        long long at = (given ? first + row : 0) * WIDTH + feature;
+        copy_begin(to + row * PITCH + 2 * feature, (const char *)from + 2 * at, given);
+    }
+}
+
+/* The similarities of the warp's rows and the tile's columns. */
+static __device__ void multiply(fragment *s, const char *rows, const char *columns) {
+    int lane = threadIdx.x % LANES, place = lane % 8, odd = lane / 8 % 2, upper = lane / 16;
+#pragma unroll
+    for (int m = 0; m < DOWN; m++)
+#pragma unroll
+        for (int n = 0; n < ACROSS; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) s[m][n][e] = 0;
+#pragma unroll
+    for (int k = 0; k < WIDTH; k += 16) {
+        unsigned x[DOWN][4], y[4];
+#pragma unroll
+        for (int m = 0; m < DOWN; m++)
+            fragment_rows(x[m], rows + (16 * m + 8 * odd + place) * PITCH + 2 * (k + 8 * upper));
+#pragma unroll
+        for (int n = 0; n < ACROSS; n += 2) {
+            fragment_rows(y, columns + (8 * n + 8 * upper + place) * PITCH + 2 * (k + 8 * odd));
+#pragma unroll
+            for (int m = 0; m < DOWN; m++) {
+                mma(s[m][n], x[m], y);
+                mma(s[m][n + 1], x[m], y + 2);
+            }
+        }
+    }
+}
+
+/* The rows from `first` on, with the split's share of the columns; the next tile comes while one is
+ * used. */
+static __device__ void take_block(const epilogue &a, long long first, long long split) {
+    char *rows = block_memory(), *tiles = rows + BLOCK_ROWS * PITCH;
+    int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    long long count = (a.columns + COLUMNS - 1) / COLUMNS;
+    long long each = (count + a.splits - 1) / a.splits, begin = split * each;
+    long long end = begin + each < count ? begin + each : count;
+    long long i = first + 16 * DOWN * warp + lane / 4;
+    state t;
+    state_begin(&t);
+    fetch(rows, a.x, first, a.rows, BLOCK_ROWS);
+    if (begin < end) fetch(tiles, a.y, begin * COLUMNS, a.columns, COLUMNS);
+    copy_group();
+    for (long long tile = begin; tile < end; tile++) {
+        const char *columns = tiles + (tile - begin) % 2 * COLUMNS * PITCH;
+        char *next = tiles + (tile + 1 - begin) % 2 * COLUMNS * PITCH;
+        fragment s[DOWN];
+        if (tile + 1 < end) fetch(next, a.y, (tile + 1) * COLUMNS, a.columns, COLUMNS);
+        copy_group();
+        copy_wait(1);
+        __syncthreads(); /* the tile is there, of all threads */
+        multiply(s, rows + 16 * DOWN * warp * PITCH, columns);
+        state_take(&t, a, s, columns, i, tile * COLUMNS + lane % 4 * 2);
+        __syncthreads(); /* it is read */
+    }
+    copy_wait(0);
+    __syncthreads(); /* the memory serves the next block */
+    state_end(&t, a, i, split);
+}
+
+extern "C" __global__ void __launch_bounds__(FUSED_THREADS) epilogue_kernel(epilogue a) {
+    long long down = (a.rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    for (long long block = blockIdx.x; block < down * a.splits; block += gridDim.x)
+        take_block(a, block % down * BLOCK_ROWS, block / down);
+}
+#endif
