@@ -228,6 +228,8 @@ ln_status ln_transfer(void *dst, int dst_device, const void *src, int src_device
 
 /* Team size for a kernel that does `work` elementary steps: 1 when too little to share. */
 int ln_team(int64_t work);
+/* Called by each thread of a region before its work: keeps a team's threads apart. */
+void ln_take_place(void);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

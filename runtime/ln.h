@@ -346,10 +346,7 @@ typedef struct {
  * similarity matrix, in the dtype of q. slope is the step that is df/dparameter; -1: no gradient
  * is wanted. */
 typedef enum { LN_PARAMETER_SCALAR, LN_PARAMETER_ROW, LN_PARAMETER_COLUMN } ln_parameter_kind;
-typedef struct {
-    int kind, slope;
-    const ln_tensor *value;
-} ln_parameter;
+typedef struct { int kind, slope; const ln_tensor *value; } ln_parameter;
 
 /* Which entries (row, column) of the matrix are candidates: all masks must admit them. Labels and
  * indices are int64; indices count from 1. */
@@ -360,10 +357,7 @@ typedef enum {
     LN_MASK_DIFFERENT, /* row[r] != column[c] */
     LN_MASK_TRIANGLE   /* column > row */
 } ln_mask_kind;
-typedef struct {
-    int kind;
-    const ln_tensor *row, *column;
-} ln_mask;
+typedef struct { int kind; const ln_tensor *row, *column; } ln_mask;
 
 /* A reduction of f over each row's candidates, or over each column's when by_column. */
 typedef enum { LN_REDUCE_LSE, LN_REDUCE_SUM } ln_reduction_kind;
@@ -403,21 +397,25 @@ typedef struct {
 /* The elements that hold all tiles of the matrix; 0 where the device keeps none. */
 ln_status ln_similarity_tiles(int64_t *elements, const ln_tensor *q, const ln_tensor *k);
 
+/* What CUDA devices round rows and weights to in the products of float32 matrices' reductions and
+ * gradients; sums are in float32. Dot products take TF32 for float16, which lacks their range. */
+typedef enum { LN_TILE_FLOAT32, LN_TILE_TF32, LN_TILE_BFLOAT16, LN_TILE_FLOAT16 } ln_tile_dtype;
 /* q (N,d), k (M,d) or NULL for k = q: the matrix is q k^T, of the rows scaled to unit length when
  * cosine (norms clamped below at 1e-8). float32 or float64. Runs n reductions over one computation
  * of the matrix's tiles; out[r]: (N), or (M) when by_column. tiles: read or filled, or NULL. Extra
  * memory: O(N + M) and a few tiles for each thread. An anchor without candidates gives -inf for LSE
  * and 0 for SUM. The results are the same bits for every size of team. */
 ln_status ln_similarity_forward(ln_tensor **out, const ln_tensor *q, const ln_tensor *k,
-                                bool cosine, int n, const ln_reduction *reductions,
+                                bool cosine, int tile_dtype, int n, const ln_reduction *reductions,
                                 ln_tiles *tiles);
 /* The gradients of the same: y[r] and dy[r] are the reductions' values and their gradients. dq, dk
  * may be NULL: not wanted (dk must be NULL where k is); dparameters: one place for each parameter
  * of each reduction in order, used where its slope is not -1. */
 ln_status ln_similarity_backward(ln_tensor **dq, ln_tensor **dk, ln_tensor **dparameters,
                                  const ln_tensor *const *dy, const ln_tensor *const *y,
-                                 const ln_tensor *q, const ln_tensor *k, bool cosine, int n,
-                                 const ln_reduction *reductions, ln_tiles *tiles);
+                                 const ln_tensor *q, const ln_tensor *k, bool cosine,
+                                 int tile_dtype, int n, const ln_reduction *reductions,
+                                 ln_tiles *tiles);
 
 /* Each row's k largest candidates, largest first, and their columns (int64), both (N,k), ties by
  * place; where a row has fewer, its last values are -inf. 0 <= k <= M. */

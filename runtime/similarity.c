@@ -117,9 +117,12 @@ static ln_status check_reduction(const ln_reduction *r, const ln_tensor *q, int6
     return ln_masks_check(r->n_masks, r->masks, ln_device(q), q->shape[0], m);
 }
 
-static ln_status check_all(const ln_tensor *q, const ln_tensor *k, int n, const ln_reduction *r) {
+static ln_status check_all(const ln_tensor *q, const ln_tensor *k, int tile_dtype, int n,
+                           const ln_reduction *r) {
     ln_status status = ln_similarity_check(q, k);
     if (status != LN_OK) return status;
+    if (tile_dtype < LN_TILE_FLOAT32 || tile_dtype > LN_TILE_FLOAT16)
+        return ln_fail(LN_BAD_ARGUMENT, "similarity: there is no dtype of tiles %d", tile_dtype);
     if (n < 1 || n > LN_MAX_REDUCTIONS)
         return ln_fail(LN_BAD_ARGUMENT, "similarity: %d reductions at once; 1 to %d are taken", n,
                        LN_MAX_REDUCTIONS);
@@ -266,11 +269,11 @@ ln_status ln_similarity_tiles(int64_t *elements, const ln_tensor *q, const ln_te
 }
 
 ln_status ln_similarity_forward(ln_tensor **out, const ln_tensor *q, const ln_tensor *k,
-                                bool cosine, int n, const ln_reduction *reductions,
+                                bool cosine, int tile_dtype, int n, const ln_reduction *reductions,
                                 ln_tiles *tiles) {
     ln_tensor *made[LN_MAX_REDUCTIONS] = {0}, *shifts[LN_MAX_REDUCTIONS] = {0};
     ln_status status;
-    LN_TRY(check_all(q, k, n, reductions));
+    LN_TRY(check_all(q, k, tile_dtype, n, reductions));
     LN_TRY(ln_tiles_check(tiles, q));
     LN_TRY(choose_shifts(shifts, q, k, cosine, n, reductions));
     for (int i = 0; i < n; i++) {
@@ -278,7 +281,7 @@ ln_status ln_similarity_forward(ln_tensor **out, const ln_tensor *q, const ln_te
         LN_TRY(ln_out(&made[i], q->dtype, ln_device(q), 1, &anchors, "similarity"));
     }
     LN_TRY(ln_backend_of(ln_device(q))
-               ->similarity_forward(made, q, k, cosine, n, reductions,
+               ->similarity_forward(made, q, k, cosine, tile_dtype, n, reductions,
                                     (const ln_tensor *const *)shifts, tiles));
     for (int i = 0; i < n; i++) {
         out[i] = made[i];
@@ -336,13 +339,14 @@ static ln_status check_cotangents(const ln_tensor *const *dy, const ln_tensor *c
 
 ln_status ln_similarity_backward(ln_tensor **dq, ln_tensor **dk, ln_tensor **dparameters,
                                  const ln_tensor *const *dy, const ln_tensor *const *y,
-                                 const ln_tensor *q, const ln_tensor *k, bool cosine, int n,
-                                 const ln_reduction *reductions, ln_tiles *tiles) {
+                                 const ln_tensor *q, const ln_tensor *k, bool cosine,
+                                 int tile_dtype, int n, const ln_reduction *reductions,
+                                 ln_tiles *tiles) {
     gradients g = {0};
     ln_tensor *shifts[LN_MAX_REDUCTIONS] = {0};
     int count = 0;
     ln_status status;
-    LN_TRY(check_all(q, k, n, reductions));
+    LN_TRY(check_all(q, k, tile_dtype, n, reductions));
     LN_TRY(check_cotangents(dy, y, q, k, n, reductions));
     LN_TRY(ln_tiles_check(tiles, q));
     if (k == NULL && dk != NULL)
@@ -350,8 +354,8 @@ ln_status ln_similarity_backward(ln_tensor **dq, ln_tensor **dk, ln_tensor **dpa
     LN_TRY(choose_shifts(shifts, q, k, cosine, n, reductions));
     LN_TRY(make_gradients(&g, dq != NULL, dk != NULL, q, k, n, reductions));
     LN_TRY(ln_backend_of(ln_device(q))
-               ->similarity_backward(g.dq, g.dk, g.parameters, dy, y, q, k, cosine, n, reductions,
-                                     (const ln_tensor *const *)shifts, tiles));
+               ->similarity_backward(g.dq, g.dk, g.parameters, dy, y, q, k, cosine, tile_dtype, n,
+                                     reductions, (const ln_tensor *const *)shifts, tiles));
     for (int i = 0; i < n; i++) count += reductions[i].n_parameters;
     if (dq != NULL) *dq = g.dq;
     if (dk != NULL) *dk = g.dk;

@@ -10,14 +10,8 @@ local on_cuda = device ~= "cpu"
 -- float's last place, 6e-8, of values up to 1.
 local BLUR = on_cuda and 1e-6 or 0
 
-local function refuses(fn, ...)
-  local ok, message = pcall(fn)
-  assert.is_false(ok, "nothing was raised")
-  assert(message:match "augment_test%.lua:%d+: ", "not at the caller's line: " .. message)
-  for _, text in ipairs { ... } do
-    assert(message:find(text, 1, true), message .. "\n  lacks: " .. text)
-  end
-end
+local here = debug.getinfo(1, "S").source:match "^@(.*/)" or "./"
+local refuses = dofile(here .. "refusals.lua")("augment_test.lua")
 
 local function images_of(n, channels, height, width)
   return lunce.randint(0, 255, { n, channels, height, width }, { seed = height + width,

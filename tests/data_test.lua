@@ -8,14 +8,7 @@ local forge = dofile(here .. "forge.lua")
 local reference, notes = lunce.io.safetensors.load(here .. "reference/images.safetensors")
 assert(notes.note:find "antialiased")
 
-local function refuses(fn, ...)
-  local ok, message = pcall(fn)
-  assert.is_false(ok, "nothing was raised")
-  assert(message:match "data_test%.lua:%d+: ", "not at the caller's line: " .. message)
-  for _, text in ipairs { ... } do
-    assert(message:find(text, 1, true), message .. "\n  lacks: " .. text)
-  end
-end
+local refuses = dofile(here .. "refusals.lua")("data_test.lua")
 
 local function largest_difference(a, b)
   return (a - b):abs():max():item()

@@ -7,14 +7,7 @@ local data, augment = lunce.data, lunce.augment
 local here = debug.getinfo(1, "S").source:match "^@(.*/)" or "./"
 local forge = dofile(here .. "forge.lua")
 
-local function refuses(fn, ...)
-  local ok, message = pcall(fn)
-  assert.is_false(ok, "nothing was raised")
-  assert(message:match "loader_test%.lua:%d+: ", "not at the caller's line: " .. message)
-  for _, text in ipairs { ... } do
-    assert(message:find(text, 1, true), message .. "\n  lacks: " .. text)
-  end
-end
+local refuses = dofile(here .. "refusals.lua")("loader_test.lua")
 
 -- 103 random colour images of 3 classes.
 local function colours(n)

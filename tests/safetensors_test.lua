@@ -8,14 +8,7 @@ local safetensors = lunce.io.safetensors
 local here = debug.getinfo(1, "S").source:match "^@(.*/)" or "./"
 local forge = dofile(here .. "forge.lua")
 
-local function refuses(fn, ...)
-  local ok, message = pcall(fn)
-  assert.is_false(ok, "nothing was raised")
-  assert(message:match "safetensors_test%.lua:%d+: ", "not at the caller's line: " .. message)
-  for _, text in ipairs { ... } do
-    assert(message:find(text, 1, true), message .. "\n  lacks: " .. text)
-  end
-end
+local refuses = dofile(here .. "refusals.lua")("safetensors_test.lua")
 
 -- The names in a folder that begin as path does.
 local function beside(path)

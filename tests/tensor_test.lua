@@ -4,15 +4,8 @@ local lunce = require "lunce"
 local device = require("tests.on_device").name
 
 -- fn raises, at a line of this file, a message that has every given piece of plain text.
-local function refuses(fn, ...)
-  local ok, message = pcall(fn)
-  assert.is_false(ok, "nothing was raised")
-  local at_caller = message:match "tensor_test%.lua:%d+: "
-  assert.is_truthy(at_caller, "not at the caller's line: " .. message)
-  for _, text in ipairs { ... } do
-    assert.is_truthy(message:find(text, 1, true), message .. "\n  lacks: " .. text)
-  end
-end
+local here = debug.getinfo(1, "S").source:match "^@(.*/)" or "./"
+local refuses = dofile(here .. "refusals.lua")("tensor_test.lua")
 
 local function tensors()
   collectgarbage()

@@ -11,14 +11,7 @@ local shim = (os.getenv "LUNCE_CUDA" or ""):match "^(.*/tests/)liblunce_cuda%.so
 local available, reason = lunce.cuda.is_available()
 local CPU, AWAY = { device = "cpu" }, { non_blocking = true }
 
-local function refuses(fn, ...)
-  local ok, message = pcall(fn)
-  assert.is_false(ok, "nothing was raised")
-  assert(message:match "upload_test%.lua:%d+: ", "not at the caller's line: " .. message)
-  for _, text in ipairs { ... } do
-    assert(message:find(text, 1, true), message .. "\n  lacks: " .. text)
-  end
-end
+local refuses = dofile(here .. "refusals.lua")("upload_test.lua")
 
 local function same(a, b)
   assert.equal(a.dtype, b.dtype)

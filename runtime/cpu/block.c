@@ -378,9 +378,14 @@ void CPU(block_run)(const block_kernel *kernel, int n, const ln_tensor *const *o
         run_blocks(&w, 0, w.numel);
         return;
     }
-#pragma omp parallel for schedule(static) num_threads(team)
-    for (int t = 0; t < team; t++)
-        run_blocks(&w, shares * t / team * SHARE, least(shares * (t + 1) / team * SHARE, w.numel));
+#pragma omp parallel num_threads(team)
+    {
+        ln_take_place();
+#pragma omp for schedule(static)
+        for (int t = 0; t < team; t++)
+            run_blocks(&w, shares * t / team * SHARE,
+                       least(shares * (t + 1) / team * SHARE, w.numel));
+    }
 }
 
 /* ---- Moving without conversion ---- */

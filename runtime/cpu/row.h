@@ -92,8 +92,12 @@ static inline void share(int64_t items, int64_t work, share_body *body, void *co
         for (int64_t i = 0; i < items; i++) body(context, i, 0);
         return;
     }
-#pragma omp parallel for schedule(static) num_threads(team)
-    for (int64_t i = 0; i < items; i++) body(context, i, omp_get_thread_num());
+#pragma omp parallel num_threads(team)
+    {
+        ln_take_place();
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < items; i++) body(context, i, omp_get_thread_num());
+    }
 }
 
 static inline int64_t ceil_div(int64_t a, int64_t b) {

@@ -10,18 +10,20 @@ ln_status CPU(similarity_tiles)(int64_t *elements, const ln_tensor *q, const ln_
 }
 
 ln_status CPU(similarity_forward)(ln_tensor *const *out, const ln_tensor *q, const ln_tensor *k,
-                                  bool cosine, int n, const ln_reduction *reductions,
-                                  const ln_tensor *const *shift, ln_tiles *tiles) {
-    return CHOOSE(q, similarity_forward, out, q, k, cosine, n, reductions, shift, tiles);
+                                  bool cosine, int tile_dtype, int n,
+                                  const ln_reduction *reductions, const ln_tensor *const *shift,
+                                  ln_tiles *tiles) {
+    return CHOOSE(q, similarity_forward, out, q, k, cosine, tile_dtype, n, reductions, shift,
+                  tiles);
 }
 
 ln_status CPU(similarity_backward)(ln_tensor *dq, ln_tensor *dk, ln_tensor *const *dparameters,
                                    const ln_tensor *const *dy, const ln_tensor *const *y,
-                                   const ln_tensor *q, const ln_tensor *k, bool cosine, int n,
-                                   const ln_reduction *reductions, const ln_tensor *const *shift,
-                                   ln_tiles *tiles) {
-    return CHOOSE(q, similarity_backward, dq, dk, dparameters, dy, y, q, k, cosine, n, reductions,
-                  shift, tiles);
+                                   const ln_tensor *q, const ln_tensor *k, bool cosine,
+                                   int tile_dtype, int n, const ln_reduction *reductions,
+                                   const ln_tensor *const *shift, ln_tiles *tiles) {
+    return CHOOSE(q, similarity_backward, dq, dk, dparameters, dy, y, q, k, cosine, tile_dtype, n,
+                  reductions, shift, tiles);
 }
 
 ln_status CPU(similarity_topk)(ln_tensor *values, ln_tensor *columns, const ln_tensor *q,

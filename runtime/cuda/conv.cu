@@ -172,7 +172,7 @@ static ln_status multiply_forward(ln_tensor *y, const ln_tensor *x, const ln_ten
         ln_tensor all, part;
         row_views(&c, y, n, samples, &all, &part);
         LN_TRY(make_columns(s, x, n, samples, c.columns, c.what));
-        LN_TRY(cuda_product(c.dtype, rows(&c, samples), weights(&c, c.w->data),
+        LN_TRY(cuda_product(product_of(c.dtype), rows(&c, samples), weights(&c, c.w->data),
                             columns(&c, samples), s.O / p->groups, samples * s.places, s.taps,
                             p->groups, false, c.what));
         LN_TRY(CUDA(copy)(&part, &all));
@@ -206,14 +206,14 @@ static ln_status gradients(conv *c, ln_tensor *dx, ln_tensor *dw, const ln_tenso
         LN_TRY(CUDA(copy)(&all, &part));
         if (dw != NULL) {
             LN_TRY(make_columns(s, x, n, samples, c->columns, c->what));
-            LN_TRY(cuda_product(c->dtype, weights(c, dw->data), rows(c, samples),
+            LN_TRY(cuda_product(product_of(c->dtype), weights(c, dw->data), rows(c, samples),
                                 transposed(columns(c, samples)), outputs, s.taps, width, s.p.groups,
                                 n > 0, c->what));
         }
         if (dx != NULL) {
-            LN_TRY(cuda_product(c->dtype, columns(c, samples), transposed(weights(c, c->w->data)),
-                                rows(c, samples), s.taps, width, outputs, s.p.groups, false,
-                                c->what));
+            LN_TRY(cuda_product(product_of(c->dtype), columns(c, samples),
+                                transposed(weights(c, c->w->data)), rows(c, samples), s.taps, width,
+                                outputs, s.p.groups, false, c->what));
             LN_TRY(make_image(s, dx, n, samples, c->columns, c->what));
         }
     }

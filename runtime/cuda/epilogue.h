@@ -39,6 +39,7 @@ typedef struct {
     int flipped;  /* SUMS: of the transposed matrix's entries. BOTH: its columns' sums are ours */
     int mirrored; /* WEIGHTS: with those of the transposed matrix */
     int adds;     /* WEIGHTS: to what w has */
+    float *most;  /* WEIGHTS: the largest magnitude that each block has written, or NULL */
 } epilogue;
 
 /* BOTH: a block's part of the tile, which the tests' build shrinks. Rows and columns have a sum in
@@ -178,17 +179,36 @@ extern "C" __global__ void epilogue_kernel(epilogue a) {
 /* ---- Weights ---- */
 
 #if LN_EPILOGUE == EPILOGUE_WEIGHTS
+/* The block's largest, which is not negative. */
+static __device__ void store_most(float *to, float most) {
+    __shared__ float parts[WARPS];
+    for (int distance = LANES / 2; distance > 0; distance /= 2) {
+        float other = __shfl_xor_sync(0xffffffffu, most, distance);
+        most = other > most ? other : most;
+    }
+    if (threadIdx.x % LANES == 0) parts[threadIdx.x / LANES] = most;
+    __syncthreads(); /* all warps' are there */
+    if (threadIdx.x > 0) return;
+    for (int warp = 1; warp < WARPS; warp++) most = parts[warp] > most ? parts[warp] : most;
+    *to = most;
+}
+
 /* A thread an entry. */
 extern "C" __global__ void epilogue_kernel(epilogue a) {
     const real *s = (const real *)a.s;
     real *w = (real *)a.w;
+    float most = 0;
     for (long long t = (long long)blockIdx.x * EPILOGUE_THREADS + threadIdx.x;
          t < a.rows * a.columns; t += (long long)gridDim.x * EPILOGUE_THREADS) {
         long long i = t / a.columns, j = t % a.columns;
         real v = value(a, s[t], i, j, false);
         if (a.mirrored) v += value(a, s[t], i, j, true);
-        w[t] = a.adds ? w[t] + v : v;
+        if (a.adds) v += w[t];
+        w[t] = v;
+        float size = (float)MATH(fabs)(v);
+        if (size > most) most = size;
     }
+    if (a.most != nullptr) store_most(a.most + blockIdx.x, most);
 }
 #endif
 

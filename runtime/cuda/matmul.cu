@@ -102,8 +102,8 @@ ln_status CUDA(matmul)(ln_tensor *z, const ln_tensor *x, const ln_tensor *y,
     if (k > 0) {
         LN_TRY(operand(&a[1], &made[1], x));
         LN_TRY(operand(&a[2], &made[2], y));
-        LN_TRY(cuda_product(z->dtype, a[0], a[1], a[2], n, m, k, z->numel / (n * m), bias != NULL,
-                            "matmul"));
+        LN_TRY(cuda_product(product_of(z->dtype), a[0], a[1], a[2], n, m, k, z->numel / (n * m),
+                            bias != NULL, "matmul"));
     }
     if (out != z) status = CUDA(copy)(z, out);
 fail:

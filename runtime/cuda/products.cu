@@ -74,8 +74,11 @@ typedef struct {
     cublasLtMatmulHeuristicResult_t choice;
 } description;
 
-static ln_status product_new(description *d, int dtype, matrix x, matrix y, const char *what) {
-    bool wide = dtype == LN_FLOAT64, rough = dtype == LN_FLOAT32 && ln_cuda_tf32();
+static ln_status product_new(description *d, const product_kind &kind, matrix x, matrix y,
+                             const char *what) {
+    bool wide = kind.z == LN_FLOAT64;
+    bool rough = kind.operands == LN_FLOAT32 && (kind.rough || ln_cuda_tf32());
+    cublasLtPointerMode_t mode = CUBLASLT_POINTER_MODE_DEVICE;
     cublasComputeType_t type = CUBLAS_COMPUTE_32F;
     if (wide) type = CUBLAS_COMPUTE_64F;
     if (rough) type = CUBLAS_COMPUTE_32F_FAST_TF32;
@@ -87,6 +90,10 @@ static ln_status product_new(description *d, int dtype, matrix x, matrix y, cons
     LN_TRY(blas_check(cublasLtMatmulDescSetAttribute(d->product, CUBLASLT_MATMUL_DESC_TRANSA,
                                                      &turn_y, sizeof turn_y),
                       what));
+    if (kind.factors != NULL)
+        LN_TRY(blas_check(cublasLtMatmulDescSetAttribute(
+                              d->product, CUBLASLT_MATMUL_DESC_POINTER_MODE, &mode, sizeof mode),
+                          what));
     status = blas_check(cublasLtMatmulDescSetAttribute(d->product, CUBLASLT_MATMUL_DESC_TRANSB,
                                                        &turn_x, sizeof turn_x),
                         what);
@@ -133,23 +140,27 @@ static void drop(description *d) {
     if (d->preference != NULL) cublasLtMatmulPreferenceDestroy(d->preference);
 }
 
-ln_status cuda_product(int dtype, matrix z, matrix x, matrix y, int64_t n, int64_t m, int64_t k,
-                       int64_t batches, bool add, const char *what) {
+ln_status cuda_product(const product_kind &kind, matrix z, matrix x, matrix y, int64_t n, int64_t m,
+                       int64_t k, int64_t batches, bool add, const char *what) {
     description d = {};
     cublasLtHandle_t handle;
     void *workspace = NULL;
     double wide[] = {1, add ? 1.0 : 0.0};
     float narrow[] = {1, add ? 1.0f : 0.0f};
     const matrix operands[] = {y, x, z, z}; /* its A, B, C and D */
-    bool is_wide = dtype == LN_FLOAT64;
+    bool is_wide = kind.z == LN_FLOAT64;
     const void *one = is_wide ? (const void *)&wide[0] : &narrow[0];
     const void *kept = is_wide ? (const void *)&wide[1] : &narrow[1];
+    if (kind.factors != NULL) {
+        one = &kind.factors[0];
+        kept = &kind.factors[1];
+    }
     ln_status status;
     LN_TRY(handle_of(&handle, what));
-    LN_TRY(product_new(&d, dtype, x, y, what));
-    LN_TRY(layout_new(&d.y, dtype, y, k, m, batches, what));
-    LN_TRY(layout_new(&d.x, dtype, x, n, k, batches, what));
-    LN_TRY(layout_new(&d.z, dtype, z, n, m, batches, what));
+    LN_TRY(product_new(&d, kind, x, y, what));
+    LN_TRY(layout_new(&d.y, kind.operands, y, k, m, batches, what));
+    LN_TRY(layout_new(&d.x, kind.operands, x, n, k, batches, what));
+    LN_TRY(layout_new(&d.z, kind.z, z, n, m, batches, what));
     LN_TRY(choose(&d, handle, operands, what));
     if (d.choice.workspaceSize > 0) LN_TRY(cuda_scratch(&workspace, d.choice.workspaceSize, what));
     status = blas_check(cublasLtMatmul(handle, d.product, one, y.data, d.y, x.data, d.x, kept,

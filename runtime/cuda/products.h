@@ -12,9 +12,21 @@ typedef struct {
     bool transposed;
 } matrix;
 
-/* z (n,m) = x (n,k) y (k,m), or z += x y, for every one of `batches`. All of one floating dtype;
- * float64 is summed in float64, the rest in float32. z is not transposed; no extent is 0. */
-ln_status cuda_product(int dtype, matrix z, matrix x, matrix y, int64_t n, int64_t m, int64_t k,
-                       int64_t batches, bool add, const char *what);
+/* How products are computed. */
+typedef struct {
+    int z, operands;      /* dtypes: floating; float32 and half operands, or both the same */
+    bool rough;           /* float32 operands are rounded to TF32; unless it was asked for anyway */
+    const float *factors; /* on the device, for sums in float32: z = factors[0] x y + z;
+                             factors[1] is 1. NULL: z = x y, or z += x y */
+} product_kind;
+
+static inline product_kind product_of(int dtype) {
+    return {dtype, dtype, false, NULL};
+}
+
+/* z (n,m) = x (n,k) y (k,m), or z += x y, for every one of `batches`. float64 is summed in float64,
+ * the rest in float32. z is not transposed; no extent is 0. */
+ln_status cuda_product(const product_kind &kind, matrix z, matrix x, matrix y, int64_t n, int64_t m,
+                       int64_t k, int64_t batches, bool add, const char *what);
 
 #endif

@@ -72,24 +72,30 @@ typedef struct {
     const compiled *both; /* of sums: for tiles that are mirrored; NULL: the kernel, twice */
 } job;
 
-enum { MOST_JOBS = LN_MAX_REDUCTIONS * (LN_LINK_PARAMETERS + 1) };
+enum {
+    MOST_JOBS = LN_MAX_REDUCTIONS * (LN_LINK_PARAMETERS + 1),
+    MOST_TILE = 7,    /* allocations of a tile */
+    MOST_PARTS = 1024 /* blocks that share a tile's weights, where they look for the largest */
+};
 
 typedef struct {
     const ln_tensor *q, *k;
     bool cosine, symmetric;
+    int tile_dtype;
     int64_t n, m;
     ln_tensor *dq, *dk;
     int n_jobs, n_held;
     job *jobs;
-    void *held[MOST_JOBS + 2 * LN_MAX_REDUCTIONS];
+    void *held[MOST_JOBS + LN_MAX_REDUCTIONS + MOST_TILE];
 } pass;
 
-static ln_status pass_new(pass *p, const ln_tensor *q, const ln_tensor *k, bool cosine, int n,
-                          const ln_reduction *r, int jobs) {
+static ln_status pass_new(pass *p, const ln_tensor *q, const ln_tensor *k, bool cosine,
+                          int tile_dtype, int n, const ln_reduction *r, int jobs) {
     *p = {};
     p->q = q;
     p->k = k != NULL ? k : q;
     p->cosine = cosine;
+    p->tile_dtype = tile_dtype;
     p->symmetric = k == NULL;
     for (int i = 0; i < n; i++) p->symmetric &= !r[i].by_column;
     p->n = p->q->shape[0];
@@ -149,6 +155,7 @@ fail:
 /* Where the tile lies and what it takes; its place in the matrix is in `at`. */
 typedef struct {
     void *s, *w, *row_sums, *column_sums;
+    void *half, *most, *factors; /* weights in a half dtype; or NULL. See tile_round */
     bool mirrored;
     epilogue at;
 } tile;
@@ -192,6 +199,13 @@ fail:
     return status;
 }
 
+/* Where the largest weights are wanted, of few blocks. */
+static int64_t weight_blocks(const tile *t) {
+    int64_t blocks = blocks_for(t->at.rows * t->at.columns, EPILOGUE_THREADS);
+    if (t->most != NULL && blocks > MOST_PARTS) blocks = MOST_PARTS;
+    return blocks;
+}
+
 static ln_status run_jobs(const pass *p, const tile *t) {
     bool adds = false;
     ln_status status = LN_OK;
@@ -209,7 +223,8 @@ static ln_status run_jobs(const pass *p, const tile *t) {
         a.mirrored = t->mirrored;
         a.adds = adds;
         if (a.totals == NULL) {
-            LN_TRY(run_kernel(j->kernel, &a, ceil_div(a.rows * a.columns, EPILOGUE_THREADS)));
+            a.most = (float *)t->most;
+            LN_TRY(run_kernel(j->kernel, &a, weight_blocks(t)));
             adds = true;
         } else if (t->mirrored) {
             LN_TRY(run_both(p, j, a));
@@ -221,7 +236,7 @@ fail:
     return status;
 }
 
-/* Two tiles, of similarities and of weights, take up to half of the scratch. */
+/* Two float32 tiles, of similarities and of weights, take up to half of the scratch. */
 static int64_t tile_extent(int64_t size) {
 #ifdef LN_TILE_EXTENT
     return LN_TILE_EXTENT;
@@ -231,7 +246,15 @@ static int64_t tile_extent(int64_t size) {
     return extent;
 }
 
+static ln_status round_weights(const tile *t, int dtype) {
+    if (t->half == NULL) return LN_OK;
+    return tile_round(t->half, dtype, (float *)t->factors, (const float *)t->w,
+                      t->at.rows * t->at.columns, (const float *)t->most, weight_blocks(t));
+}
+
 static ln_status run_tile(const pass *p, tile *t, const side *q, const side *k) {
+    const void *w = t->half != NULL ? t->half : t->w;
+    const float *factors = (const float *)t->factors;
     ln_status status;
     t->at.row = q->first;
     t->at.rows = q->count;
@@ -240,20 +263,27 @@ static ln_status run_tile(const pass *p, tile *t, const side *q, const side *k) 
     t->mirrored = p->symmetric && k->first != q->first;
     LN_TRY(tile_product(t->s, k->count, q, k));
     LN_TRY(run_jobs(p, t));
-    if (p->dq != NULL) LN_TRY(tile_gradient(p->dq, t->w, false, q, k));
-    if (p->dk != NULL) LN_TRY(tile_gradient(p->dk, t->w, true, k, q));
+    LN_TRY(round_weights(t, q->dtype));
+    if (p->dq != NULL) LN_TRY(tile_gradient(p->dq, w, factors, false, q, k));
+    if (p->dk != NULL) LN_TRY(tile_gradient(p->dk, w, factors, true, k, q));
 fail:
     return status;
 }
 
 static ln_status tile_new(pass *p, tile *t, const side *q, const side *k) {
-    size_t size = ln_dtype_size(p->q->dtype), bytes = (size_t)(q->most * k->most) * size;
+    size_t size = ln_dtype_size(p->q->dtype), entries = (size_t)(q->most * k->most);
+    bool weights = p->dq != NULL || p->dk != NULL;
     size_t row_sums = (size_t)(q->most * ceil_div(k->most, PART_COLUMNS)) * size;
     size_t column_sums = (size_t)(k->most * ceil_div(q->most, PART_ROWS)) * size;
     ln_status status;
     *t = {};
-    LN_TRY(hold(p, &t->s, bytes));
-    if (p->dq != NULL || p->dk != NULL) LN_TRY(hold(p, &t->w, bytes));
+    LN_TRY(hold(p, &t->s, entries * size));
+    if (weights) LN_TRY(hold(p, &t->w, entries * size));
+    if (weights && q->dtype != p->q->dtype) {
+        LN_TRY(hold(p, &t->half, entries * ln_dtype_size(q->dtype)));
+        LN_TRY(hold(p, &t->most, MOST_PARTS * sizeof(float)));
+        LN_TRY(hold(p, &t->factors, TILE_FACTORS * sizeof(float)));
+    }
     if (!p->symmetric) return LN_OK;
     LN_TRY(hold(p, &t->row_sums, row_sums));
     LN_TRY(hold(p, &t->column_sums, column_sums));
@@ -283,8 +313,8 @@ static ln_status run_pass(pass *p) {
     side q = {}, k = {};
     ln_status status = LN_OK;
     if (p->n == 0 || p->m == 0 || p->n_jobs == 0) return LN_OK;
-    LN_TRY(side_new(&q, p->q, p->cosine, extent));
-    LN_TRY(side_new(&k, p->k, p->cosine, extent));
+    LN_TRY(side_new(&q, p->q, p->cosine, extent, p->tile_dtype));
+    LN_TRY(side_new(&k, p->k, p->cosine, extent, p->tile_dtype));
     status = run_tiles(p, &q, &k);
 fail:
     side_release(&q);
@@ -330,12 +360,13 @@ ln_status CUDA(similarity_tiles)(int64_t *elements, const ln_tensor *, const ln_
 }
 
 ln_status CUDA(similarity_forward)(ln_tensor *const *out, const ln_tensor *q, const ln_tensor *k,
-                                   bool cosine, int n, const ln_reduction *reductions,
-                                   const ln_tensor *const *shift, ln_tiles *) {
+                                   bool cosine, int tile_dtype, int n,
+                                   const ln_reduction *reductions, const ln_tensor *const *shift,
+                                   ln_tiles *) {
     pass p = {};
     ln_status status;
     LN_TRY(cuda_enter(q, WHAT));
-    LN_TRY(pass_new(&p, q, k, cosine, n, reductions, n));
+    LN_TRY(pass_new(&p, q, k, cosine, tile_dtype, n, reductions, n));
     for (int i = 0; i < n; i++) {
         const ln_reduction *r = &reductions[i];
         link_steps l = link_steps_of(r);
@@ -451,13 +482,13 @@ static ln_status clear(ln_tensor *t) {
 
 ln_status CUDA(similarity_backward)(ln_tensor *dq, ln_tensor *dk, ln_tensor *const *dparameters,
                                     const ln_tensor *const *dy, const ln_tensor *const *y,
-                                    const ln_tensor *q, const ln_tensor *k, bool cosine, int n,
-                                    const ln_reduction *reductions, const ln_tensor *const *shift,
-                                    ln_tiles *) {
+                                    const ln_tensor *q, const ln_tensor *k, bool cosine,
+                                    int tile_dtype, int n, const ln_reduction *reductions,
+                                    const ln_tensor *const *shift, ln_tiles *) {
     pass p = {};
     ln_status status;
     LN_TRY(cuda_enter(q, WHAT));
-    LN_TRY(pass_new(&p, q, k, cosine, n, reductions, n * (LN_LINK_PARAMETERS + 1)));
+    LN_TRY(pass_new(&p, q, k, cosine, tile_dtype, n, reductions, n * (LN_LINK_PARAMETERS + 1)));
     p.dq = dq;
     p.dk = k == NULL ? dq : dk;
     for (int i = 0; i < n; i++) LN_TRY(add_backward(&p, &reductions[i], y[i], dy[i], shift[i]));

@@ -20,12 +20,14 @@ static __global__ void scale_kernel(T *scale, const T *x, int64_t n, int64_t d) 
     }
 }
 
-/* A thread an element of the rows from `first` on. */
+/* A thread an element of the rows from `first` on, scaled where there is a scale, in any dtype. */
 template <typename T>
-static __global__ void unit_kernel(T *unit, const T *x, const T *scale, int64_t first, int64_t n,
-                                   int64_t d) {
-    for (int64_t i = grid_thread(); i < n * d; i += grid_threads())
-        unit[i] = x[first * d + i] * scale[first + i / d];
+static __global__ void rows_kernel(void *rows, int dtype, const T *x, const T *scale, int64_t first,
+                                   int64_t n, int64_t d) {
+    for (int64_t i = grid_thread(); i < n * d; i += grid_threads()) {
+        T v = x[first * d + i];
+        store(rows, dtype, i, scale != NULL ? v * scale[first + i / d] : v);
+    }
 }
 
 /* A warp a row: dx = scale (g - (g x) scale^2 x). */
@@ -51,15 +53,25 @@ template <typename T> static ln_status find_scales(side *s) {
                   (const T *)s->x->data, n, d);
 }
 
-ln_status side_new(side *s, const ln_tensor *x, bool cosine, int64_t most) {
-    size_t size = ln_dtype_size(x->dtype);
+/* Unit rows fit float16; others may leave its range, and take TF32, which has its precision. */
+static void choose_dtype(side *s, bool cosine, int tile_dtype) {
+    s->dtype = s->x->dtype;
+    if (s->dtype == LN_FLOAT64) return;
+    s->rough = tile_dtype == LN_TILE_TF32 || (tile_dtype == LN_TILE_FLOAT16 && !cosine);
+    if (tile_dtype == LN_TILE_BFLOAT16) s->dtype = LN_BFLOAT16;
+    if (tile_dtype == LN_TILE_FLOAT16 && cosine) s->dtype = LN_FLOAT16;
+}
+
+ln_status side_new(side *s, const ln_tensor *x, bool cosine, int64_t most, int tile_dtype) {
     ln_status status;
     *s = {};
     s->x = x;
     s->most = most < x->shape[0] ? most : x->shape[0];
+    choose_dtype(s, cosine, tile_dtype);
+    size_t bytes = (size_t)(s->most * x->shape[1]) * ln_dtype_size(s->dtype);
+    if (cosine || s->dtype != x->dtype) LN_TRY(cuda_scratch(&s->made, bytes, WHAT));
     if (!cosine) return LN_OK;
-    LN_TRY(cuda_scratch(&s->scale, (size_t)x->shape[0] * size, WHAT));
-    LN_TRY(cuda_scratch(&s->unit, (size_t)(s->most * x->shape[1]) * size, WHAT));
+    LN_TRY(cuda_scratch(&s->scale, (size_t)x->shape[0] * ln_dtype_size(x->dtype), WHAT));
     status = x->dtype == LN_FLOAT64 ? find_scales<double>(s) : find_scales<float>(s);
 fail:
     return status;
@@ -67,12 +79,12 @@ fail:
 
 void side_release(side *s) {
     cuda_scratch_release(s->scale);
-    cuda_scratch_release(s->unit);
+    cuda_scratch_release(s->made);
 }
 
-template <typename T> static ln_status scale_block(const side *s) {
+template <typename T> static ln_status make_block(const side *s) {
     int64_t d = s->x->shape[1];
-    return launch(WHAT, unit_kernel<T>, blocks_for(s->count * d), THREADS, (T *)s->unit,
+    return launch(WHAT, rows_kernel<T>, blocks_for(s->count * d), THREADS, s->made, s->dtype,
                   (const T *)s->x->data, (const T *)s->scale, s->first, s->count, d);
 }
 
@@ -82,9 +94,9 @@ ln_status side_take(side *s, int64_t first) {
     s->first = first;
     s->count = n - first < s->most ? n - first : s->most;
     s->block = s->x->data + (size_t)(first * d) * ln_dtype_size(s->x->dtype);
-    if (s->scale == NULL) return LN_OK;
-    s->block = s->unit;
-    return s->x->dtype == LN_FLOAT64 ? scale_block<double>(s) : scale_block<float>(s);
+    if (s->made == NULL) return LN_OK;
+    s->block = s->made;
+    return s->x->dtype == LN_FLOAT64 ? make_block<double>(s) : make_block<float>(s);
 }
 
 template <typename T> static ln_status unit_backward(ln_tensor *dx, const side *s) {
@@ -111,18 +123,52 @@ ln_status tile_product(void *s, int64_t stride, const side *q, const side *k) {
         return cuda_check(cudaMemsetAsync(s, 0, (size_t)((q->count - 1) * stride + k->count) * size,
                                           cudaStreamPerThread),
                           WHAT);
-    return cuda_product(q->x->dtype, rows_of(s, stride, false), rows_of(q->block, d, false),
+    product_kind kind = {q->x->dtype, q->dtype, q->rough, NULL};
+    return cuda_product(kind, rows_of(s, stride, false), rows_of(q->block, d, false),
                         rows_of(k->block, d, true), q->count, k->count, d, 1, false, WHAT);
 }
 
-ln_status tile_gradient(ln_tensor *dx, const void *w, bool transposed, const side *to,
-                        const side *from) {
+ln_status tile_gradient(ln_tensor *dx, const void *w, const float *factors, bool transposed,
+                        const side *to, const side *from) {
     int64_t d = dx->shape[1];
     if (d == 0) return LN_OK;
     char *rows = dx->data + (size_t)(to->first * d) * ln_dtype_size(dx->dtype);
     matrix weights = {(void *)w, transposed ? to->count : from->count, 0, transposed};
-    return cuda_product(dx->dtype, rows_of(rows, d, false), weights, rows_of(from->block, d, false),
+    product_kind kind = {dx->dtype, from->dtype, from->rough, factors};
+    return cuda_product(kind, rows_of(rows, d, false), weights, rows_of(from->block, d, false),
                         to->count, d, from->count, 1, true, WHAT);
+}
+
+/* ---- Weights in halves ---- */
+
+/* One block. */
+static __global__ void factors_kernel(float *factors, const float *most, int64_t n) {
+    __shared__ float parts[THREADS];
+    float largest = 0;
+    for (int64_t i = threadIdx.x; i < n; i += THREADS) largest = fmaxf(largest, most[i]);
+    parts[threadIdx.x] = largest;
+    __syncthreads(); /* all parts are there */
+    if (threadIdx.x > 0) return;
+    for (int i = 1; i < THREADS; i++) largest = fmaxf(largest, parts[i]);
+    int exponent = 0; /* largest < 2^exponent; both powers are normal numbers */
+    if (largest > 0 && largest < INFINITY) frexpf(largest, &exponent);
+    if (exponent < -100) exponent = -100;
+    factors[0] = ldexpf(1, exponent - 15);
+    factors[1] = 1;
+    factors[2] = ldexpf(1, 15 - exponent);
+}
+
+/* A thread an element. */
+static __global__ void round_kernel(void *to, int dtype, const float *w, const float *power,
+                                    int64_t n) {
+    for (int64_t i = grid_thread(); i < n; i += grid_threads()) store(to, dtype, i, w[i] * *power);
+}
+
+ln_status tile_round(void *to, int dtype, float *factors, const float *w, int64_t n,
+                     const float *most, int64_t n_most) {
+    ln_status status = launch(WHAT, factors_kernel, 1, THREADS, factors, most, n_most);
+    if (status != LN_OK) return status;
+    return launch(WHAT, round_kernel, blocks_for(n), THREADS, to, dtype, w, factors + 2, n);
 }
 
 /* ---- Masks ---- */

@@ -1,6 +1,6 @@
 /* The similarity matrix on a device, tile by tile: blocks of rows, scaled to unit length where it
- * is of cosines, their products, and the masks. Knows no links. Invariant: what lies in scratch
- * does not grow with the matrix, but for one scale a row. */
+ * is of cosines, their products in the dtype of tiles, and the masks. Knows no links. Invariant:
+ * what lies in scratch does not grow with the matrix, but for one scale a row. */
 #ifndef LN_CUDA_TILE_H
 #define LN_CUDA_TILE_H
 #include "cuda.h"
@@ -11,14 +11,17 @@
 typedef struct {
     const ln_tensor *x; /* (n,d) */
     void *scale;        /* (n), 1 / max(|x|, 1e-8); NULL: as they are */
-    void *unit;         /* scratch for a block */
+    void *made;         /* scratch for a block */
     const void *block;  /* (count,d): those from `first` on */
+    int dtype;          /* of a block: x's, or what it is rounded to */
+    bool rough;         /* products round float32 to TF32 */
     int64_t most, first, count;
 } side;
 
-/* In blocks of up to `most` rows, 0 for the scales alone. The caller releases it, also where this
- * fails. */
-ln_status side_new(side *s, const ln_tensor *x, bool cosine, int64_t most);
+/* In blocks of up to `most` rows, 0 for the scales alone, for products in a dtype of tiles. The
+ * caller releases it, also where this fails. */
+ln_status side_new(side *s, const ln_tensor *x, bool cosine, int64_t most,
+                   int tile_dtype = LN_TILE_FLOAT32);
 void side_release(side *s);
 /* Makes the block from a row on; fails where the user interrupted. */
 ln_status side_take(side *s, int64_t first);
@@ -35,9 +38,17 @@ template <typename T> static __device__ bool unit_is_clamped(T scale) {
 /* s (q's count, k's count, rows `stride` apart): the similarities of two blocks. */
 ln_status tile_product(void *s, int64_t stride, const side *q, const side *k);
 /* Adds w y to the rows of dx that `to` has its block of: y is `from`'s block, w (to's count, from's
- * count), stored the other way round where it is transposed. */
-ln_status tile_gradient(ln_tensor *dx, const void *w, bool transposed, const side *to,
-                        const side *from);
+ * count) of its dtype, stored the other way round where it is transposed. factors: NULL, or what
+ * tile_round gave for w. */
+ln_status tile_gradient(ln_tensor *dx, const void *w, const float *factors, bool transposed,
+                        const side *to, const side *from);
+
+/* Rounds n weights w to a half dtype, times the power of two that takes the largest, of which each
+ * of n_most has a part's, to at least 2^14 and below 2^15. factors, TILE_FACTORS: the power's
+ * inverse, 1, and the power. */
+enum { TILE_FACTORS = 3 };
+ln_status tile_round(void *to, int dtype, float *factors, const float *w, int64_t n,
+                     const float *most, int64_t n_most);
 
 /* ---- Masks ---- */
 

@@ -1,6 +1,8 @@
 /* Library products on the host: operands are copied out of device memory, multiplied by the CPU
- * backend, and the result is copied back. Holds no arithmetic. */
+ * backend, and the result is copied back. Holds no arithmetic but the rounding to TF32. */
 #include "products.h"
+
+#include <string.h>
 
 /* Matrix b of a batch as a tensor in host memory. With `values`, the device's are copied in. */
 static ln_status fetch(ln_tensor **out, const matrix *a, int dtype, int64_t n, int64_t m, int64_t b,
@@ -35,22 +37,63 @@ static ln_status give(const matrix *a, const ln_tensor *t, int64_t b) {
                       "product");
 }
 
-ln_status cuda_product(int dtype, matrix z, matrix x, matrix y, int64_t n, int64_t m, int64_t k,
-                       int64_t batches, bool add, const char *) {
-    const ln_backend *cpu = ln_cpu_backend();
-    ln_status status = LN_OK;
-    for (int64_t b = 0; b < batches && status == LN_OK; b++) {
-        ln_tensor *t[3] = {}, *sum = NULL;
-        LN_TRY(fetch(&t[0], &z, dtype, n, m, b, add));
-        LN_TRY(fetch(&t[1], &x, dtype, n, k, b, true));
-        LN_TRY(fetch(&t[2], &y, dtype, k, m, b, true));
-        LN_TRY(ln_tensor_empty(&sum, dtype, LN_CPU, 2, t[0]->shape));
-        LN_TRY(cpu->matmul(sum, t[1], t[2], NULL));
-        if (add) LN_TRY(cpu->axpby(sum, 1, t[0], 1));
-        LN_TRY(give(&z, sum, b));
-    fail:
-        for (int i = 0; i < 3; i++) ln_tensor_release(t[i]);
-        ln_tensor_release(sum);
+/* To 10 bits of fraction, nearest even. */
+static float round_to_tf32(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if ((bits & 0x7f800000) != 0x7f800000) bits += 0xfff + (bits >> 13 & 1);
+    bits &= ~0x1fffu;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* An operand as it is multiplied: a half's values as float32, where the sums are kept so. */
+static ln_status fetch_operand(ln_tensor **out, const product_kind &kind, const matrix *a,
+                               int64_t n, int64_t m, int64_t b) {
+    ln_tensor *t = NULL;
+    ln_status status = fetch(&t, a, kind.operands, n, m, b, true);
+    bool rough = kind.operands == LN_FLOAT32 && (kind.rough || ln_cuda_tf32());
+    if (status == LN_OK && kind.operands != kind.z) {
+        ln_tensor *half = t;
+        t = NULL;
+        status = ln_cast(&t, half, kind.z);
+        ln_tensor_release(half);
     }
+    for (int64_t i = 0; status == LN_OK && rough && i < t->numel; i++)
+        ((float *)t->data)[i] = round_to_tf32(((float *)t->data)[i]);
+    *out = t;
+    return status;
+}
+
+/* One matrix of a batch: z = factors[0] x y + factors[1] z. */
+static ln_status multiply(const product_kind &kind, const float factors[2], const matrix &z,
+                          const matrix &x, const matrix &y, int64_t n, int64_t m, int64_t k,
+                          int64_t b) {
+    const ln_backend *cpu = ln_cpu_backend();
+    ln_tensor *t[3] = {}, *sum = NULL;
+    ln_status status;
+    LN_TRY(fetch(&t[0], &z, kind.z, n, m, b, factors[1] != 0));
+    LN_TRY(fetch_operand(&t[1], kind, &x, n, k, b));
+    LN_TRY(fetch_operand(&t[2], kind, &y, k, m, b));
+    LN_TRY(ln_tensor_empty(&sum, kind.z, LN_CPU, 2, t[0]->shape));
+    LN_TRY(cpu->matmul(sum, t[1], t[2], NULL));
+    if (factors[1] != 0) LN_TRY(cpu->axpby(sum, factors[1], t[0], factors[0]));
+    LN_TRY(give(&z, sum, b));
+fail:
+    for (int i = 0; i < 3; i++) ln_tensor_release(t[i]);
+    ln_tensor_release(sum);
+    return status;
+}
+
+ln_status cuda_product(const product_kind &kind, matrix z, matrix x, matrix y, int64_t n, int64_t m,
+                       int64_t k, int64_t batches, bool add, const char *what) {
+    float factors[] = {1, add ? 1.0f : 0.0f};
+    ln_status status = LN_OK;
+    if (kind.factors != NULL)
+        status = cuda_check(
+            cudaMemcpyAsync(factors, kind.factors, sizeof factors, cudaMemcpyDeviceToHost, NULL),
+            what);
+    for (int64_t b = 0; b < batches && status == LN_OK; b++)
+        status = multiply(kind, factors, z, x, y, n, m, k, b);
     return status;
 }

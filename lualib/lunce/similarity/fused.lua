@@ -129,8 +129,8 @@ local plan_rule = autograd.rule("similarity", function(node)
   local dparameters = ffi.new("ln_tensor *[?]", math.max(#node.parameters, 1))
   local dys, ys = cotangents(node)
   call(C.ln_similarity_backward, node[1] and out() or nil, node.k and node[2] and out2() or nil,
-    dparameters, dys, ys, node.q.h, node.k and node.k.h, node.cosine, node.n, node.reductions,
-    tiles.of_owner(node.base, node.held))
+    dparameters, dys, ys, node.q.h, node.k and node.k.h, node.cosine, node.tile_dtype, node.n,
+    node.reductions, tiles.of_owner(node.base, node.held))
   gradients[1] = node[1] and take() or false
   if node.k then gradients[2] = node[2] and take2() or false end
   for i, p in ipairs(node.parameters) do
@@ -145,7 +145,7 @@ local plan_rule = autograd.rule("similarity", function(node)
   return gradients
 end)
 
-local function record_plan(plan, q, k, reductions, held, parameters)
+local function record_plan(plan, q, k, tile_dtype, reductions, held, parameters)
   local base = plan[1].S.base
   local inputs = { base.q }
   if k then inputs[2] = base.k end
@@ -156,7 +156,7 @@ local function record_plan(plan, q, k, reductions, held, parameters)
   local node = autograd.save(autograd.node(plan_rule, inputs), q, k)
   node.q, node.k, node.cosine, node.n = q, k, base.kind == "cosine", #plan
   node.reductions, node.held, node.parameters = reductions, held, parameters
-  node.base, node.dy, node.ys = base, {}, {}
+  node.base, node.tile_dtype, node.dy, node.ys = base, tile_dtype, {}, {}
   for i, entry in ipairs(plan) do
     autograd.record_part(entry.y, part_rule, node).place = i
     node.ys[i] = entry.y:detach()
@@ -177,10 +177,11 @@ local function run(plan)
   end
   local results = ffi.new("ln_tensor *[?]", #plan)
   local makes = autograd.tape.on and tiles.backward_comes(base)
-  call(C.ln_similarity_forward, results, q.h, k and k.h, base.kind == "cosine", #plan, reductions,
-    tiles.of(base, q, k, makes, held))
+  local tile_dtype = tiles.dtype_number() -- also the backward pass's
+  call(C.ln_similarity_forward, results, q.h, k and k.h, base.kind == "cosine", tile_dtype, #plan,
+    reductions, tiles.of(base, q, k, makes, held))
   for i, entry in ipairs(plan) do tensor.settle(entry.y, results[i - 1]) end
-  record_plan(plan, q, k, reductions, held, parameters)
+  record_plan(plan, q, k, tile_dtype, reductions, held, parameters)
 end
 
 local group = false -- the plans of the innermost together, in order and by matrix

@@ -137,6 +137,16 @@ end
 ---@return integer
 function M.tile_memory(bytes) return tiles.memory(bytes) end
 
+--- The dtype of the tiles of float32 matrices on CUDA devices, for lse and sum and their gradients,
+--- after setting it where one is given: "float32" (unless set), "tf32", "bfloat16" or "float16".
+--- Rows and the gradients' weights are rounded to it; sums, links, results and entries (`at`, topk,
+--- tail) stay in float32. A gradient is made in the dtype of its forward pass. float16 is as
+--- precise as TF32, but only for cosines: dot products, which may leave its range, take TF32 in its
+--- place. Matrices on the CPU and of float64 are computed in full, whatever it is.
+---@param name "float32"|"tf32"|"bfloat16"|"float16"|nil
+---@return string
+function M.tile_dtype(name) return tiles.dtype(name) end
+
 --- Calls fn(...). The lse and sum of one matrix inside it, also of its masked and transposed
 --- forms, share one computation of its tiles, forward and backward, whatever its size; their
 --- results can be used when together returns. Without it, as with top-k and tails, they share what

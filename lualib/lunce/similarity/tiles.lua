@@ -1,9 +1,11 @@
--- Tiles of a matrix that its passes share: a forward pass or a tail keeps what the backward pass
--- and later reductions would compute again, as far as a fixed amount of memory goes. Decides what
--- is kept and how long; the runtime fills and reads it. Invariant: what is read was computed from q
--- and k as they are, and weights are read by the backward pass of the reduction they belong to.
+-- What tiles are computed in, and tiles of a matrix that its passes share: a forward pass or a tail
+-- keeps what the backward pass and later reductions would compute again, as far as a fixed amount
+-- of memory goes. Decides what is kept and how long; the runtime fills and reads it. Invariant:
+-- what is read was computed from q and k as they are, and weights are read by the backward pass of
+-- the reduction they belong to.
 local ffi = require "ffi"
 local lib = require "lunce.ffi"
+local describe = require("lunce.options").describe
 local tensor = require "lunce.tensor"
 
 local C, raise, call = lib.C, lib.raise, lib.call
@@ -26,6 +28,28 @@ function M.memory(bytes)
   end
   return most
 end
+
+local DTYPES = { float32 = C.LN_TILE_FLOAT32, tf32 = C.LN_TILE_TF32,
+  bfloat16 = C.LN_TILE_BFLOAT16, float16 = C.LN_TILE_FLOAT16 }
+local dtype = "float32"
+
+--- The name of the dtype of tiles, after setting it where one is given.
+---@param name string|nil
+---@return string
+function M.dtype(name)
+  if name ~= nil then
+    if not DTYPES[name] then
+      raise('similarity.tile_dtype: %s; "float16", "bfloat16", "tf32" or "float32" is taken',
+        describe(name))
+    end
+    dtype = name
+  end
+  return dtype
+end
+
+--- The same as an ln_tile_dtype.
+---@return integer
+function M.dtype_number() return DTYPES[dtype] end
 
 -- The scope that each matrix was made in, which frees its tiles: a tail's own scope, say, ends
 -- before they are read again.

@@ -435,8 +435,9 @@ ln_status REAL(similarity_tiles)(int64_t *elements, const ln_tensor *q, const ln
 }
 
 ln_status REAL(similarity_forward)(outputs out, const ln_tensor *q, const ln_tensor *k, bool cosine,
-                                   int n, const ln_reduction *reductions, inputs shift,
-                                   ln_tiles *tiles) {
+                                   int tile_dtype, int n, const ln_reduction *reductions,
+                                   inputs shift, ln_tiles *tiles) {
+    (void)tile_dtype; /* of CUDA devices; here and below */
     ln_status status;
     arena a = {.n = 0};
     tile_pass pass;
@@ -468,8 +469,9 @@ static void store_parameters(outputs *next, const tile_job *job, int64_t rows) {
 
 ln_status REAL(similarity_backward)(ln_tensor *dq, ln_tensor *dk, outputs dparameters, inputs dy,
                                     inputs y, const ln_tensor *q, const ln_tensor *k, bool cosine,
-                                    int n, const ln_reduction *reductions, inputs shift,
-                                    ln_tiles *tiles) {
+                                    int tile_dtype, int n, const ln_reduction *reductions,
+                                    inputs shift, ln_tiles *tiles) {
+    (void)tile_dtype;
     ln_status status;
     arena a = {.n = 0};
     tile_pass pass;

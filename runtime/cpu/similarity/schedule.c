@@ -136,7 +136,10 @@ static ln_status run_pairs(const tile_pass *pass, bool square) {
     if (s.scratch != NULL && s.turns != NULL) {
         memset(s.turns, 0, turns_bytes);
 #pragma omp parallel num_threads(team)
-        for (taken_meeting t; take(&s, &t);) run_taken(&s, &t);
+        {
+            ln_take_place();
+            for (taken_meeting t; take(&s, &t);) run_taken(&s, &t);
+        }
     }
     bool ran = s.scratch != NULL && s.turns != NULL;
     ln_scratch_release(s.turns);
