@@ -85,13 +85,13 @@ static ln_status convolve_some(convolve_pass pass, const shape &s, int dtype, ch
     switch (pass) {
     case CONVOLVE_FORWARD:
         filter.transposed = true;
-        return cuda_product(dtype, y, x, filter, places, s.O, s.taps, 1, false, what);
+        return cuda_product(product_of(dtype), y, x, filter, places, s.O, s.taps, 1, false, what);
     case CONVOLVE_FILTER:
         y.transposed = true;
-        return cuda_product(dtype, filter, y, x, s.O, s.taps, places, 1, !first, what);
+        return cuda_product(product_of(dtype), filter, y, x, s.O, s.taps, places, 1, !first, what);
     default: break;
     }
-    LN_TRY(cuda_product(dtype, x, y, filter, places, s.taps, s.O, 1, false, what));
+    LN_TRY(cuda_product(product_of(dtype), x, y, filter, places, s.taps, s.O, 1, false, what));
     if (!direct) status = make_pixels(s, xs, dtype, rows, samples, what);
 fail:
     return status;
