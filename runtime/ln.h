@@ -80,7 +80,7 @@ ln_status ln_cuda_name(const char **out, int device);
 bool ln_cuda_tf32(void);
 void ln_cuda_tf32_set(bool allowed);
 /* The cuDNN that convolves on CUDA devices, but in float64: 90100 is 9.1.0; 0 where it is missing
- * or not allowed (initially it is): *why says why, and products of columns serve. */
+ * or not allowed (initially it is): *why says why, and matrix products serve. */
 ln_status ln_cuda_cudnn(int *version, const char **why);
 void ln_cuda_cudnn_set(bool allowed);
 ln_status ln_synchronize(int device); /* waits for all that the calling thread asked of it */

@@ -1,6 +1,6 @@
 -- Channels-last tensors, and what convolves and normalises them: every operator that keeps the
 -- memory format gives the values and gradients that it gives of row-major tensors; a network's step
--- stays in the format without a copy; cuDNN (on the host its stand-in) and products of columns
+-- stays in the format without a copy; cuDNN (on the host its stand-in) and matrix products
 -- agree; batch_norm with a residual and relu is the three operators. On a CUDA device too.
 local lunce = require "lunce"
 
@@ -129,6 +129,8 @@ end
 local CONVOLUTIONS = {
   { "3x3", { 2, 8, 6, 5 }, { 16, 8, 3, 3 }, { padding = 1 } },
   { "3x3, every second place", { 2, 8, 7, 6 }, { 16, 8, 3, 3 }, { padding = 1, stride = 2 } },
+  { "more samples than are multiplied at once", { 9, 8, 6, 5 }, { 4, 8, 3, 3 }, { padding = 1 } },
+  { "1x1", { 3, 8, 4, 4 }, { 4, 8, 1, 1 }, {} },
   { "1x1, every second place", { 3, 8, 6, 6 }, { 4, 8, 1, 1 }, { stride = 2 } },
   { "odd channels", { 2, 3, 5, 5 }, { 5, 3, 2, 3 }, {} },
   { "groups", { 2, 4, 5, 5 }, { 6, 2, 3, 3 }, { groups = 2 } },
@@ -408,7 +410,7 @@ describe("cudnn", function()
     assert(version or #why > 0)
   end)
 
-  it("gives what products of columns give", function()
+  it("gives what matrix products give", function()
     for _, dtype in ipairs { "float32", "float16", "bfloat16" } do
       for _, case in ipairs(CONVOLUTIONS) do
         local a, b = both_ways(function()

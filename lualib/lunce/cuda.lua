@@ -47,7 +47,7 @@ local version, why = ffi.new "int[1]", ffi.new "const char *[1]"
 
 --- The version of the cuDNN that convolves on CUDA devices, "9.1.0", after setting whether one may
 --- where `allowed` is given (initially yes). Where none does, false and why: convolutions are then
---- products of columns by cuBLASLt, as they always are in float64.
+--- matrix products by cuBLASLt, as they always are in float64.
 ---@param allowed boolean|nil
 ---@return string|false
 ---@return string|nil

@@ -1,28 +1,13 @@
-/* Convolutions: cuDNN's (convolve.h) where there is one, else as matrix products: the input is laid
- * out as columns, a column for each place of the output with the elements under the kernel, and
- * cuBLASLt multiplies. Computed for so many samples at a time as scratch memory holds columns for.
- * Invariant: an element of a gradient is summed by one thread or one product, in a fixed order.
+/* Convolutions: cuDNN's (convolve.h) where there is one; else matrix products by cuBLASLt, those of
+ * channels-last tensors in conv_rows.cu. Of others, and of groups, here: the input is laid out as
+ * columns, a column for each place of the output with the elements under the kernel, for so many
+ * samples at a time as scratch memory holds columns for. Invariant: an element of a gradient is
+ * summed by one thread or one product, in a fixed order.
  *
  * Columns are kh * kw times the input: written and read once, they cost a multiple of the memory
  * traffic of a kernel that never stores them. */
+#include "conv_shape.h"
 #include "convolve.h"
-#include "products.h"
-#include "walk.h"
-
-typedef struct {
-    int64_t N, C, H, W, O, kh, kw, oh, ow;
-    ln_conv_params p;
-    int64_t places, taps; /* oh ow; C / groups kh kw: the rows of a group's columns */
-} shape;
-
-static shape shape_of(const ln_tensor *x, const ln_tensor *w, const ln_tensor *y,
-                      const ln_conv_params *p) {
-    shape s = {x->shape[0], x->shape[1], x->shape[2], x->shape[3], w->shape[0], w->shape[2],
-               w->shape[3], y->shape[2], y->shape[3], *p,          0,           0};
-    s.places = s.oh * s.ow;
-    s.taps = s.C / p->groups * s.kh * s.kw;
-    return s;
-}
 
 /* A tensor (N,C,H,W) with any strides, from a sample on. */
 typedef struct {
@@ -40,11 +25,6 @@ static image image_of(const ln_tensor *t, int64_t sample) {
 /* ---- Columns: element (tap, sample, place) of group g at ((g taps + tap) samples + sample) places
  * + place ---- */
 
-/* The input position under a tap at output position i, along one axis. */
-static __device__ int64_t under(const shape &s, int axis, int64_t i, int64_t tap) {
-    return i * s.p.stride[axis] - s.p.padding[axis] + tap * s.p.dilation[axis];
-}
-
 template <typename T>
 static __global__ void columns_kernel(shape s, image x, char *columns, int64_t samples) {
     int64_t total = s.C * s.kh * s.kw * samples * s.places;
@@ -61,15 +41,6 @@ static __global__ void columns_kernel(shape s, image x, char *columns, int64_t s
                         n * x.stride[0] + c * x.stride[1] + i * x.stride[2] + j * x.stride[3]);
         store(columns, x.dtype, t, v);
     }
-}
-
-/* The output position whose tap lies at input position y, along one axis; -1 where there is none.
- */
-static __device__ int64_t over(const shape &s, int axis, int64_t y, int64_t tap, int64_t extent) {
-    int64_t from = y + s.p.padding[axis] - tap * s.p.dilation[axis];
-    if (from < 0) return -1;
-    int64_t i = divide(from, s.p.stride[axis]);
-    return i * s.p.stride[axis] == from && i < extent ? i : -1;
 }
 
 /* dx from the gradient of the columns: a thread an element of dx. */
@@ -269,7 +240,7 @@ fail:
     return status;
 }
 
-/* ---- Operands for cuDNN: without gaps, all in one memory format ---- */
+/* ---- Operands without gaps, all in one memory format: for cuDNN and conv_rows.cu ---- */
 
 static bool is_dense(const ln_tensor *t, bool channels_last) {
     if (!channels_last) return ln_is_contiguous(t);
@@ -292,7 +263,7 @@ static ln_status make_dense(const ln_tensor **t, ln_tensor **made, bool channels
     return status;
 }
 
-/* One pass, by cuDNN where *done; its result is the one of x, w and y that the pass computes. */
+/* One pass, where *done; its result is the one of x, w and y that the pass computes. */
 static ln_status convolve(bool *done, convolve_pass pass, const ln_tensor *x, const ln_tensor *w,
                           const ln_tensor *y, const ln_conv_params *p, const char *what) {
     static const int results[] = {2, 0, 1}; /* ORDER of convolve_pass: y, dx, dw */
@@ -301,14 +272,20 @@ static ln_status convolve(bool *done, convolve_pass pass, const ln_tensor *x, co
     ln_tensor *made[3] = {}, *out = NULL;
     const char *why;
     ln_status status = LN_OK;
-    *done = false;
-    if (x->dtype == LN_FLOAT64 || !ln_cuda_cudnn_allowed() || cuda_cudnn_version(&why) == 0)
-        return LN_OK;
     bool channels_last = false;
     for (int i = 0; i < 3; i++) channels_last |= ln_is_channels_last(t[i]);
+    bool by_rows = channels_last && p->groups == 1;
+    bool by_cudnn =
+        x->dtype != LN_FLOAT64 && ln_cuda_cudnn_allowed() && cuda_cudnn_version(&why) > 0;
+    *done = false;
+    if (!by_cudnn && !by_rows) return LN_OK;
     out = (ln_tensor *)t[result];
     for (int i = 0; i < 3; i++) LN_TRY(make_dense(&t[i], &made[i], channels_last, i == result));
-    LN_TRY(cuda_convolve(done, pass, t[0], t[1], t[2], channels_last, p, what));
+    if (by_cudnn) LN_TRY(cuda_convolve(done, pass, t[0], t[1], t[2], channels_last, p, what));
+    if (by_rows && !*done) {
+        LN_TRY(cuda_convolve_rows(pass, t[0], t[1], t[2], p, what));
+        *done = true;
+    }
     if (*done && made[result] != NULL) status = CUDA(copy)(out, made[result]);
 fail:
     for (int i = 0; i < 3; i++) ln_tensor_release(made[i]);

@@ -1,4 +1,5 @@
-/* Convolutions that the backend asks of cuDNN, where there is one. Declarations only. */
+/* Convolutions of dense operands: by cuDNN, where there is one, and by matrix products for
+ * channels-last ones. Declarations only. */
 #ifndef LN_CUDA_CONVOLVE_H
 #define LN_CUDA_CONVOLVE_H
 #include "cuda.h"
@@ -13,6 +14,10 @@ typedef enum { CONVOLVE_FORWARD, CONVOLVE_DATA, CONVOLVE_FILTER } convolve_pass;
 ln_status cuda_convolve(bool *done, convolve_pass pass, const ln_tensor *x, const ln_tensor *w,
                         const ln_tensor *y, bool channels_last, const ln_conv_params *p,
                         const char *what);
+
+/* The same by matrix products, float64 too. All channels-last, and groups is 1. */
+ln_status cuda_convolve_rows(convolve_pass pass, const ln_tensor *x, const ln_tensor *w,
+                             const ln_tensor *y, const ln_conv_params *p, const char *what);
 
 /* The version of the cuDNN that is used, 90100 for 9.1.0; 0 where none is: *why then says why. */
 int cuda_cudnn_version(const char **why);
