@@ -141,7 +141,7 @@ $(BUILD)/tests/liblunce_cuda.so: $(HOST_OBJS) $(BUILD)/liblunce.so
 	  -L$(BUILD) -llunce -ldl -lpthread
 
 $(BUILD)/tests/cuda-host-check: $(patsubst %,$(BUILD)/tests/cuda-host/%.o,\
-  check threads memory streams)
+  check threads memory streams graphs)
 	$(CXX) $(LDFLAGS) -o $@ $^ -lpthread
 
 # Compiles for devices what the host runs; needs no GPU, but NVRTC.

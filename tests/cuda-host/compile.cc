@@ -105,7 +105,7 @@ ln_status cuda_compile(const compiled **out, const char *source, const char *wha
 
 typedef struct {
     const compiled *kernel;
-    const void *argument;
+    char argument[]; /* aligned as the pointer is */
 } call;
 
 static void run_thread(void *context) {
@@ -115,10 +115,16 @@ static void run_thread(void *context) {
 
 /* The argument is copied, as a launch does. */
 ln_status cuda_run(const compiled *kernel, unsigned blocks, unsigned threads, const void *argument,
-                   size_t, const char *what) {
+                   size_t bytes, const char *what) {
     cudaLaunchConfig_t config = {};
-    call c = {kernel, argument};
+    call *c = (call *)malloc(sizeof *c + bytes);
+    if (c == NULL) return ln_fail(LN_OUT_OF_MEMORY, "%s: out of memory", what);
+    c->kernel = kernel;
+    memcpy(c->argument, argument, bytes);
     config.gridDim = dim3(blocks);
     config.blockDim = dim3(threads);
-    return cuda_check(cuda_host_launch(&config, (const void *)kernel, run_thread, &c), what);
+    cudaError_t error =
+        cuda_host_launch(&config, (const void *)kernel, run_thread, c, sizeof *c + bytes);
+    free(c);
+    return cuda_check(error, what);
 }

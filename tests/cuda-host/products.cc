@@ -2,6 +2,8 @@
  * backend, and the result is copied back. Holds no arithmetic. */
 #include "products.h"
 
+#include "host.h"
+
 /* Matrix b of a batch as a tensor in host memory. With `values`, the device's are copied in. */
 static ln_status fetch(ln_tensor **out, const matrix *a, int dtype, int64_t n, int64_t m, int64_t b,
                        bool values) {
@@ -35,8 +37,8 @@ static ln_status give(const matrix *a, const ln_tensor *t, int64_t b) {
                       "product");
 }
 
-ln_status cuda_product(int dtype, matrix z, matrix x, matrix y, int64_t n, int64_t m, int64_t k,
-                       int64_t batches, bool add, const char *) {
+static ln_status multiply(int dtype, matrix z, matrix x, matrix y, int64_t n, int64_t m, int64_t k,
+                          int64_t batches, bool add) {
     const ln_backend *cpu = ln_cpu_backend();
     ln_status status = LN_OK;
     for (int64_t b = 0; b < batches && status == LN_OK; b++) {
@@ -53,4 +55,14 @@ ln_status cuda_product(int dtype, matrix z, matrix x, matrix y, int64_t n, int64
         ln_tensor_release(sum);
     }
     return status;
+}
+
+ln_status cuda_product(int dtype, matrix z, matrix x, matrix y, int64_t n, int64_t m, int64_t k,
+                       int64_t batches, bool add, const char *what) {
+    if (!cuda_host_captures()) return multiply(dtype, z, x, y, n, m, k, batches, add);
+    auto later = [=] {
+        ln_status status = multiply(dtype, z, x, y, n, m, k, batches, add);
+        return status == LN_OK ? cudaSuccess : cudaErrorLaunchFailure;
+    };
+    return cuda_check(cuda_host_ask(later), what);
 }
