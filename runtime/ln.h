@@ -47,22 +47,17 @@ enum { LN_CPU = 0, LN_CUDA = 1 };
 typedef struct ln_tensor ln_tensor;
 
 /* ---- Errors, threads, interrupts ------------------------------------------------------------ */
-
 /* The calling thread's last failure, one line. Valid until its next failing call. */
 const char *ln_error(void);
-
 int ln_abi_version(void);
-
 /* The instruction set the CPU kernels run on: "baseline", "avx2" or "avx512". Results differ
  * between them in the last bits. ln_isa_set takes one that the processor has. */
 const char *ln_isa(void);
 ln_status ln_isa_set(const char *name);
-
 /* The size of the team that carries CPU kernels, 1 to 256 (initially the cores this process may
  * run on). The same size gives the same bits however many cores carry it. */
 int ln_threads(void);
 ln_status ln_threads_set(int n);
-
 /* ln_interrupt (safe in a signal handler) makes every operator and loader fail with
  * LN_INTERRUPTED until ln_interrupt_clear; ln_interrupted tells whether it is set. */
 void ln_interrupt(void);
@@ -70,7 +65,6 @@ void ln_interrupt_clear(void);
 bool ln_interrupted(void);
 
 /* ---- Devices -------------------------------------------------------------------------------- */
-
 /* The number of CUDA devices, 1 or more; loads their backend first. Fails with LN_NO_DEVICE, and
  * says why, where there is none: no driver, no device, or built without CUDA. */
 ln_status ln_cuda_devices(int *out);
@@ -87,8 +81,19 @@ ln_status ln_synchronize(int device);
 /* Whether a CUDA device has failed for good: a program that ends for it says so by its status. */
 bool ln_device_lost(void);
 
-/* ---- Memory --------------------------------------------------------------------------------- */
+/* ---- Captured steps ------------------------------------------------------------------------- */
+/* What a thread asked of a CUDA device, to be done again: see graph.c. Tensors that were made while
+ * it was recorded lie in its own memory: live bytes until neither it nor one of them lives. From
+ * begin to end, or abandon, nothing is done; what waits for the device or copies from or to the
+ * host fails. Where end fails nothing is recorded any more. A launch counts as a write. */
+typedef struct ln_graph ln_graph;
+ln_status ln_graph_begin(int device);
+ln_status ln_graph_end(ln_graph **out);
+void ln_graph_abandon(void);
+ln_status ln_graph_launch(ln_graph *g);
+void ln_graph_release(ln_graph *g); /* NULL is allowed */
 
+/* ---- Memory --------------------------------------------------------------------------------- */
 typedef struct {
     int64_t live_bytes;   /* held by tensors, in blocks of 64 bytes and more, on CUDA of 512 */
     int64_t peak_bytes;   /* the most live_bytes has been since ln_memory_reset_peak */
@@ -111,13 +116,11 @@ ln_status ln_memory_limit(int device, int64_t soft_bytes, int64_t hard_bytes);
  * called: time for the host language to run its collector and then call ln_memory_collected. */
 bool ln_memory_pressure(void);
 void ln_memory_collected(void);
-/* Gives cached blocks back to the system. */
-ln_status ln_memory_flush(int device);
+ln_status ln_memory_flush(int device); /* gives cached blocks back to the system */
 /* For tests: the n-th storage allocation from now fails once with LN_OUT_OF_MEMORY; 0 disarms. */
 void ln_memory_fail_after(int64_t n);
 
 /* ---- Tensors -------------------------------------------------------------------------------- */
-
 typedef struct {
     int dtype, device, ndim;
     bool contiguous;                  /* row-major without gaps */
@@ -155,7 +158,6 @@ ln_status ln_expand(ln_tensor **out, const ln_tensor *t, int ndim, const int64_t
 ln_status ln_diagonal(ln_tensor **out, const ln_tensor *t, int64_t offset, int dim1, int dim2);
 
 /* ---- Filling and copying -------------------------------------------------------------------- */
-
 /* dst = src, broadcast, cast and moved between devices as needed. */
 ln_status ln_copy(ln_tensor *dst, const ln_tensor *src);
 ln_status ln_cast(ln_tensor **out, const ln_tensor *x, int dtype);
@@ -179,8 +181,9 @@ typedef enum {
     LN_BERNOULLI, /* 1 with probability a, else 0 */
     LN_INTEGERS   /* integers a <= x < b */
 } ln_distribution;
+/* address: NULL, or (2) int64 on dst's CUDA device: the seed, and what stream counts from. */
 ln_status ln_random(ln_tensor *dst, int distribution, double a, double b, uint64_t seed,
-                    uint64_t stream, uint64_t offset);
+                    uint64_t stream, uint64_t offset, const ln_tensor *address);
 /* dst (n) int64: a permutation of 1..n. */
 ln_status ln_randperm(ln_tensor *dst, uint64_t seed, uint64_t stream);
 /* The four words at the counter (block, stream) under the key `seed`. Index i owns words 0
@@ -188,7 +191,6 @@ ln_status ln_randperm(ln_tensor *dst, uint64_t seed, uint64_t stream);
 void ln_philox(uint32_t out[4], uint64_t seed, uint64_t stream, uint64_t block);
 
 /* ---- Elementwise ---------------------------------------------------------------------------- */
-
 /* ORDER UNARY: elementwise.def follows it. Results keep x's dtype, but integer and bool x give
  * float32 from the operators marked f, and those marked b give bool. a and b are parameters. */
 typedef enum {
@@ -227,7 +229,6 @@ ln_status ln_where(ln_tensor **out, const ln_tensor *cond, const ln_tensor *x, c
 ln_status ln_axpby(ln_tensor *dst, double a, const ln_tensor *x, double b);
 
 /* ---- Reductions ----------------------------------------------------------------------------- */
-
 /* ORDER REDUCE. Over the dimensions in the bit set dims (0: all of them). Fixed chunks combined in
  * a fixed order. Integer SUM and PROD give int64, MEAN and the rest of integers float32. Empty:
  * sum 0, prod 1, all true, any false, logsumexp -inf, mean and var NaN, min and max an error. */
@@ -245,13 +246,15 @@ ln_status ln_extreme(ln_tensor **values, ln_tensor **indices, const ln_tensor *x
 ln_status ln_cumsum(ln_tensor **out, const ln_tensor *x, int dim, bool reverse);
 
 /* ---- Selecting ------------------------------------------------------------------------------ */
-
 /* Stable; NaN counts as larger than all. */
 ln_status ln_sort(ln_tensor **values, ln_tensor **indices, const ln_tensor *x, int dim,
                   bool descending);
 /* The k largest (or smallest) along dim, in that order; ties by position. 0 <= k <= extent. */
 ln_status ln_topk(ln_tensor **values, ln_tensor **indices, const ln_tensor *x, int64_t k, int dim,
                   bool largest);
+/* Fails, as `what`, where an int64 or int32 index leaves 1..extent. On a CUDA device the next wait
+ * for it fails, here and in the operators below, and what such an index selects or adds is 0. */
+ln_status ln_index_check(const ln_tensor *index, int64_t extent, const char *what);
 /* index: 1-D. An index out of range is an error that names it. */
 ln_status ln_index_select(ln_tensor **out, const ln_tensor *x, int dim, const ln_tensor *index);
 /* dst at index along dim += src, in the order of index (deterministic). */
@@ -261,7 +264,6 @@ ln_status ln_gather(ln_tensor **out, const ln_tensor *x, int dim, const ln_tenso
 ln_status ln_scatter_add(ln_tensor *dst, int dim, const ln_tensor *index, const ln_tensor *src);
 
 /* ---- Products ------------------------------------------------------------------------------- */
-
 /* (..., n, k) x (..., k, m) -> (..., n, m); leading dimensions broadcast; any strides. Dtypes must
  * be equal. bias: NULL or (m), added to every row. */
 ln_status ln_matmul(ln_tensor **out, const ln_tensor *x, const ln_tensor *y, const ln_tensor *bias);
@@ -295,7 +297,6 @@ ln_status ln_adaptive_avg_pool2d_backward(ln_tensor **dx, const ln_tensor *dy, i
                                           int64_t width);
 
 /* ---- Normalisation -------------------------------------------------------------------------- */
-
 /* softmax, or its logarithm, along dim; a slice of -inf gives NaN as in PyTorch. */
 ln_status ln_softmax(ln_tensor **out, const ln_tensor *x, int dim, bool logarithm);
 ln_status ln_softmax_backward(ln_tensor **dx, const ln_tensor *dy, const ln_tensor *y, int dim,
@@ -321,7 +322,6 @@ ln_status ln_layer_norm_backward(ln_tensor **dx, ln_tensor **dweight, ln_tensor 
                                  const ln_tensor *mean, const ln_tensor *rstd, int ndim_normalised);
 
 /* ---- Similarity ----------------------------------------------------------------------------- */
-
 /* A link function f(s, parameters) is a list of steps in single-assignment form: step i defines
  * value i from the values of earlier steps a, b, c. Comparisons give 1 or 0; WHERE is
  * a != 0 ? b : c. ORDER LINK: names and arities in link.c follow it. */
@@ -446,18 +446,21 @@ ln_status ln_similarity_count(ln_tensor **out, int64_t n, int64_t m, int n_masks
                               const ln_mask *masks);
 
 /* ---- Update rules --------------------------------------------------------------------------- */
-
-/* torch.optim.SGD: g += weight_decay p; buf = momentum buf + (1 - dampening) g (buf = g when
+/* numbers: NULL, or float64 on p's CUDA device, read as the step is made: (1), in the place of lr;
+ * (3), of what ln_adam_numbers makes of lr and step: p's factor, and lr and v's factor, corrected.
+ * torch.optim.SGD: g += weight_decay p; buf = momentum buf + (1 - dampening) g (buf = g when
  * first); g = nesterov ? g + momentum buf : buf; p -= lr g. buf may be NULL when momentum is 0. */
 ln_status ln_sgd_step(ln_tensor *p, const ln_tensor *g, ln_tensor *buf, double lr, double momentum,
-                      double dampening, double weight_decay, bool nesterov, bool first);
+                      double dampening, double weight_decay, bool nesterov, bool first,
+                      const ln_tensor *numbers);
 /* torch.optim.Adam, or AdamW when decoupled; step counts from 1. */
 ln_status ln_adam_step(ln_tensor *p, const ln_tensor *g, ln_tensor *m, ln_tensor *v, double lr,
                        double beta1, double beta2, double eps, double weight_decay, int64_t step,
-                       bool decoupled);
+                       bool decoupled, const ln_tensor *numbers);
+void ln_adam_numbers(double numbers[3], double lr, double beta1, double beta2, double weight_decay,
+                     int64_t step, bool decoupled);
 
 /* ---- Files ---------------------------------------------------------------------------------- */
-
 typedef struct ln_file ln_file;
 
 /* Opens a regular file to read it; LN_NOT_FOUND where there is none. */
@@ -483,7 +486,6 @@ ln_status ln_file_commit(ln_file *f);
 ln_status ln_idx_read(ln_tensor **out, const char *path);
 
 /* ---- Images and their loading --------------------------------------------------------------- */
-
 /* Decodes the n bytes of a JPEG, PNG or BMP file into a new uint8 tensor (channels,H,W); channels
  * is 1 (grey) or 3 (RGB; alpha is dropped). More than 64 megapixels, a JPEG without its end, a PNG
  * with a wrong checksum and a BMP cut short are LN_BAD_DATA. */
@@ -574,7 +576,6 @@ int64_t ln_loader_batches(const ln_loader *l); /* in an epoch */
 void ln_loader_info(ln_loader_stats *out, ln_loader *l);
 
 /* ---- Owning tensors from a collected language ----------------------------------------------- */
-
 /* The handles that one host state owns. A finaliser for each would cost more than a small operator,
  * so the host keeps weak references to the owners beside this array, and releases what has none
  * after a cycle of its collector. */
@@ -590,7 +591,6 @@ void ln_handles_mark(ln_handles *all);
 void ln_handles_release(ln_handles *all);
 
 /* ---- Host ----------------------------------------------------------------------------------- */
-
 /* Seconds on a clock that never jumps; only differences mean something. */
 double ln_clock(void);
 /* Whether a person watches file descriptor 0, 1 or 2. */

@@ -299,7 +299,9 @@ ln_status ln_axpby(ln_tensor *dst, double a, const ln_tensor *x, double b) {
 static ln_status copy_across(ln_tensor *dst, const ln_tensor *src) {
     ln_tensor *packed = NULL, *arrived = NULL;
     bool direct = ln_is_contiguous(dst) && ln_same_shape(dst, src);
-    ln_status status = LN_OK;
+    ln_status status;
+    LN_TRY(ln_capture_refuses("copy", "give the step what it reads as an argument, return what it "
+                                      "gives, and copy outside of it"));
     if (src->dtype != dst->dtype || !ln_is_contiguous(src))
         LN_TRY(ln_cast(&packed, src, dst->dtype));
     if (packed != NULL) src = packed;
