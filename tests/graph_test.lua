@@ -126,6 +126,32 @@ it("a link's parameters that are tensors take running maxima", function()
   assert.is_true((step(x, other) - lse(x, other)):abs():max():item() < 1e-4)
 end)
 
+it("weince is captured with its statistics", function()
+  local w = lunce.randn(6, 8, on_gpu(4)):requires_grad_()
+  local start = w:detach():clone()
+  local function losses(wrap)
+    lunce.no_grad(function() w:copy_(start) end)
+    local sgd = optim.SGD({ w }, { lr = 0.1, momentum = 0.9 })
+    local step = wrap(function(a, b)
+      sgd:zero_grad()
+      local value, tail = lunce.loss.weince(a:matmul(w), b:matmul(w), { beta = "anchor" })
+      value:backward()
+      sgd:step()
+      return value, tail.lambda
+    end)
+    local all = {}
+    for i = 1, 5 do
+      local a = lunce.randn(16, 6, on_gpu(i))
+      local value, lambda = step(a, a + lunce.randn(16, 6, on_gpu(50 + i)))
+      all[i] = lunce.cat({ value:double():reshape(1), lambda }, 1)
+    end
+    return lunce.cat(all, 1)
+  end
+  local plain = losses(function(fn) return fn end)
+  assert.is_true((plain - losses(captured)):abs():max():item() < 1e-4)
+  assert.is_true(plain:std():item() > 0.1)
+end)
+
 -- ---- What a step is --------------------------------------------------------------------------
 
 describe("a captured step", function()
