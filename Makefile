@@ -29,6 +29,9 @@ MARCH_baseline := -march=x86-64
 MARCH_avx2 := -march=x86-64-v3 -mtune=skylake
 MARCH_avx512 := -march=x86-64-v4 -mprefer-vector-width=512
 
+# What Lua reads of the library, laid out by hand.
+ABI := $(wildcard runtime/ln*.h)
+
 PROGRAM := runtime/main.c runtime/repl.c
 CORE := $(filter-out $(PROGRAM),$(wildcard runtime/*.c runtime/ops/*.c runtime/data/*.c))
 KERNELS := $(filter-out runtime/cpu/cpu.c,$(wildcard runtime/cpu/*.c))
@@ -151,7 +154,7 @@ $(BUILD)/tests/cuda-host/cudnn_check.o: CXXFLAGS_HOST = -std=c++17 $(WARN_HOST) 
   $(if $(NVCC),-I$(CUDA_HOME)/include)
 
 $(BUILD)/tests/cuda-host-check: $(patsubst %,$(BUILD)/tests/cuda-host/%.o,\
-  check threads memory streams)
+  check threads memory streams graphs)
 	$(CXX) $(LDFLAGS) -o $@ $^ -lpthread
 
 # Compiles for devices what the host runs; needs no GPU, but NVRTC.
@@ -182,7 +185,7 @@ check: ## check the format, the lint and the rules of the source
 	@.ci/check
 
 format: ## lay out the C files
-	clang-format -i $(filter-out runtime/ln.h,$(wildcard $(addsuffix .[ch],runtime/* runtime/*/* \
+	clang-format -i $(filter-out $(ABI),$(wildcard $(addsuffix .[ch],runtime/* runtime/*/* \
 	  runtime/*/*/*) runtime/cuda/*.cu tests/cuda-host/*.h tests/cuda-host/*.cc))
 
 # Sanitizers: the library and the program are built once more, and what runs under them names both.
@@ -224,7 +227,7 @@ install: all ## install into PREFIX (and DESTDIR)
 	install -D $(BUILD)/lunce $(DESTDIR)$(PREFIX)/bin/lunce
 	for library in $(BUILD)/liblunce.so $(CUDA_LIBRARY); do \
 	  install -Dm 644 $$library $(DESTDIR)$(PREFIX)/lib/$${library##*/}; done
-	install -Dm 644 runtime/ln.h $(DESTDIR)$(PREFIX)/share/lunce/ln.h
+	install -m 644 -t $(DESTDIR)$(PREFIX)/share/lunce -D $(ABI)
 	cp -R lualib scripts $(DESTDIR)$(PREFIX)/share/lunce/
 
 dist: all ## make a folder and a tarball that run without packages

@@ -58,6 +58,8 @@ struct ln_storage {
     void *data;   /* 64-byte aligned; after the storage, or what a driver gave */
     bool pinned;  /* on the CPU, but from CUDA's driver */
     void *upload; /* atomic; the driver's mark of an upload that it is an end of: see ln_settle */
+    ln_graph *graph;  /* in whose memory it lies, or NULL; then bytes is 0: the graph counts them */
+    ln_storage *next; /* among those that are released when a capture ends */
     ln_tensor whole;
 };
 
@@ -75,6 +77,11 @@ ln_status ln_storage_new(ln_storage **out, int device, ln_memory_kind kind, size
                          const char *what);
 void ln_storage_retain(ln_storage *s);
 void ln_storage_release(ln_storage *s); /* NULL allowed */
+void ln_storage_free(ln_storage *s);    /* of one that nobody holds: its memory goes back */
+
+/* Counts bytes of a device that lie in no storage. */
+ln_status ln_memory_take(int device, size_t bytes, const char *what);
+void ln_memory_give(int device, size_t bytes);
 
 /* Uncounted scratch for kernels, 64-byte aligned, cached between calls; NULL when there is none
  * (the message is set). */
@@ -137,6 +144,25 @@ int64_t ln_tensor_handles(void); /* tensors not yet released */
  * asks next comes after it; on the CPU waits until it has ended. */
 void ln_settle(ln_storage *s);
 
+/* ---- Captured graphs (graph.c) ---- */
+
+ln_graph *ln_capturing(void); /* what the calling thread records; NULL where it does not */
+/* Fails where the thread records; `instead` says what to do. */
+ln_status ln_capture_refuses(const char *what, const char *instead);
+/* Fails where it records on another device. */
+ln_status ln_capture_admits(int device, const char *what);
+/* Memory of the graph that is recorded. Given back, it serves what is recorded later. */
+ln_status ln_graph_acquire(void **out, ln_graph *g, int device, size_t bytes, const char *what);
+void ln_graph_give_back(ln_graph *g, void *p);
+/* A storage that lies there: it keeps the graph's memory alive until it leaves, with its part. */
+ln_status ln_graph_join(ln_graph *g, ln_storage *s);
+void ln_graph_leave(ln_graph *g, ln_storage *s);
+/* Where the thread records: the graph reads, or writes, the storage, and keeps it. */
+void ln_graph_note(ln_storage *s, bool written);
+/* Where the thread records, but not with this storage: takes one that nobody holds, to free it when
+ * the capture ends. Else false. */
+bool ln_graph_defers(ln_storage *s);
+
 /* ---- Single elements (element.c) ---- */
 
 /* Host doubles to and from one element of any dtype. */
@@ -178,7 +204,7 @@ const ln_backend *ln_cpu_backend(void);
 
 /* What the shared object of the CUDA backend gives device.c. Devices have their numbers in ln.h.
  * Where a function fails it sets the thread's message. */
-enum { LN_DRIVER_VERSION = 3, LN_MOST_DEVICES = 65 }; /* the CPU among them */
+enum { LN_DRIVER_VERSION = 4, LN_MOST_DEVICES = 65 }; /* the CPU among them */
 typedef struct {
     int version; /* LN_DRIVER_VERSION, as it was built */
     int devices; /* 1 or more */
@@ -206,6 +232,15 @@ typedef struct {
     ln_status (*synchronize)(int device);
     ln_status (*flush)(int device); /* gives cached memory back */
     ln_status (*memory)(int64_t *total, int64_t *available, int64_t *cached, int device);
+    /* From begin to end what the thread asks of the device is recorded; end gives it, or forgets it
+     * where made is NULL, or fails where something could not be recorded. */
+    ln_status (*capture_begin)(int device);
+    ln_status (*capture_end)(void **made, int device);
+    ln_status (*graph_launch)(void *made, int device); /* after what the thread asked before */
+    void (*graph_destroy)(void *made, int device);
+    /* Memory of no thread's work in particular, also while the thread records. */
+    ln_status (*reserve)(void **out, int device, size_t bytes);
+    void (*unreserve)(void *p, int device);          /* waits for the device */
     ln_status (*name)(const char **out, int device); /* in a buffer of the thread's own */
     bool (*lost)(void);
     int (*cudnn)(const char **why); /* see ln_cuda_cudnn, but for what is allowed */

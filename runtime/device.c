@@ -133,6 +133,8 @@ ln_status ln_transfer(void *dst, int dst_device, const void *src, int src_device
 
 ln_status ln_synchronize(int device) {
     ln_status status = ln_device_check(device, "synchronize");
+    if (status == LN_OK && device != LN_CPU)
+        status = ln_capture_refuses("synchronize", "wait for the device after the step");
     if (status != LN_OK || device == LN_CPU) return status;
     return ln_driver_of(device)->synchronize(device);
 }

@@ -1,6 +1,6 @@
-/* The whole C ABI of liblunce. Stripped of its preprocessor lines this file is also the text that
- * lualib/lunce/ffi.lua hands to ffi.cdef, so it holds only plain C declarations: no macros in
- * types, no function pointers, no inline functions.
+/* The C ABI of liblunce, whole with the headers it includes. Stripped of their preprocessor lines
+ * they are also the text that lualib/lunce/ffi.lua hands to ffi.cdef, so they hold only plain C
+ * declarations: no macros in types, no function pointers, no inline functions.
  *
  * Conventions, for every function unless its comment says otherwise:
  * - A fallible function returns a status. On failure its outputs are untouched and ln_error()
@@ -46,11 +46,9 @@ enum { LN_CPU = 0, LN_CUDA = 1 };
 typedef struct ln_tensor ln_tensor;
 
 /* ---- Errors, threads, interrupts ------------------------------------------------------------ */
-
 /* The calling thread's last failure, one line. Valid until its next failing call. */
 const char *ln_error(void);
 int ln_abi_version(void);
-
 /* The instruction set the CPU kernels run on: "baseline", "avx2" or "avx512". Results differ
  * between them in the last bits. ln_isa_set takes one that the processor has. */
 const char *ln_isa(void);
@@ -59,7 +57,6 @@ ln_status ln_isa_set(const char *name);
  * run on). The same size gives the same bits however many cores carry it. */
 int ln_threads(void);
 ln_status ln_threads_set(int n);
-
 /* ln_interrupt (safe in a signal handler) makes every operator and loader fail with
  * LN_INTERRUPTED until ln_interrupt_clear; ln_interrupted tells whether it is set. */
 void ln_interrupt(void);
@@ -67,7 +64,6 @@ void ln_interrupt_clear(void);
 bool ln_interrupted(void);
 
 /* ---- Devices -------------------------------------------------------------------------------- */
-
 /* The number of CUDA devices, 1 or more; loads their backend first. Fails with LN_NO_DEVICE, and
  * says why, where there is none: no driver, no device, or built without CUDA. */
 ln_status ln_cuda_devices(int *out);
@@ -87,8 +83,19 @@ ln_status ln_synchronize(int device); /* waits for all that the calling thread a
 /* Whether a CUDA device has failed for good: a program that ends for it says so by its status. */
 bool ln_device_lost(void);
 
-/* ---- Memory --------------------------------------------------------------------------------- */
+/* ---- Captured steps ------------------------------------------------------------------------- */
+/* What a thread asked of a CUDA device, to be done again: see graph.c. Tensors that were made while
+ * it was recorded lie in its own memory: live bytes until neither it nor one of them lives. From
+ * begin to end, or abandon, nothing is done; what waits for the device or copies from or to the
+ * host fails. Where end fails nothing is recorded any more. A launch counts as a write. */
+typedef struct ln_graph ln_graph;
+ln_status ln_graph_begin(int device);
+ln_status ln_graph_end(ln_graph **out);
+void ln_graph_abandon(void);
+ln_status ln_graph_launch(ln_graph *g);
+void ln_graph_release(ln_graph *g); /* NULL is allowed */
 
+/* ---- Memory --------------------------------------------------------------------------------- */
 typedef struct {
     int64_t live_bytes;   /* held by tensors, in blocks of 64 bytes and more, on CUDA of 512 */
     int64_t peak_bytes;   /* the most live_bytes has been since ln_memory_reset_peak */
@@ -116,7 +123,6 @@ ln_status ln_memory_flush(int device); /* gives cached blocks back to the system
 void ln_memory_fail_after(int64_t n);
 
 /* ---- Tensors -------------------------------------------------------------------------------- */
-
 typedef struct {
     int dtype, device, ndim;
     bool contiguous, channels_last;   /* row-major without gaps; see ln_channels_last */
@@ -154,7 +160,6 @@ ln_status ln_expand(ln_tensor **out, const ln_tensor *t, int ndim, const int64_t
 ln_status ln_diagonal(ln_tensor **out, const ln_tensor *t, int64_t offset, int dim1, int dim2);
 
 /* ---- Filling and copying -------------------------------------------------------------------- */
-
 /* dst = src, broadcast, cast and moved between devices as needed. */
 ln_status ln_copy(ln_tensor *dst, const ln_tensor *src);
 ln_status ln_cast(ln_tensor **out, const ln_tensor *x, int dtype);
@@ -181,15 +186,16 @@ typedef enum {
     LN_BERNOULLI, /* 1 with probability a, else 0 */
     LN_INTEGERS   /* integers a <= x < b */
 } ln_distribution;
+/* address: NULL, or (2) int64 on dst's CUDA device: the seed, and what stream counts from. */
 ln_status ln_random(ln_tensor *dst, int distribution, double a, double b, uint64_t seed,
-                    uint64_t stream, uint64_t offset);
-ln_status ln_randperm(ln_tensor *dst, uint64_t seed, uint64_t stream); /* dst (n) int64: of 1..n */
+                    uint64_t stream, uint64_t offset, const ln_tensor *address);
+/* dst (n) int64: a permutation of 1..n. */
+ln_status ln_randperm(ln_tensor *dst, uint64_t seed, uint64_t stream);
 /* The four words at the counter (block, stream) under the key `seed`. Index i owns words 0
  * and 1 (low word first) of block i / 2 where i is even, 2 and 3 where it is odd. */
 void ln_philox(uint32_t out[4], uint64_t seed, uint64_t stream, uint64_t block);
 
 /* ---- Elementwise ---------------------------------------------------------------------------- */
-
 /* ORDER UNARY: elementwise.def follows it. Results keep x's dtype, but integer and bool x give
  * float32 from the operators marked f, and those marked b give bool. a and b are parameters. */
 typedef enum {
@@ -228,7 +234,6 @@ ln_status ln_where(ln_tensor **out, const ln_tensor *cond, const ln_tensor *x, c
 ln_status ln_axpby(ln_tensor *dst, double a, const ln_tensor *x, double b);
 
 /* ---- Reductions ----------------------------------------------------------------------------- */
-
 /* ORDER REDUCE. Over the dimensions in the bit set dims (0: all of them). Fixed chunks combined in
  * a fixed order. Integer SUM and PROD give int64, MEAN and the rest of integers float32. Empty:
  * sum 0, prod 1, all true, any false, logsumexp -inf, mean and var NaN, min and max an error. */
@@ -252,6 +257,9 @@ ln_status ln_sort(ln_tensor **values, ln_tensor **indices, const ln_tensor *x, i
 /* The k largest (or smallest) along dim, in that order; ties by position. 0 <= k <= extent. */
 ln_status ln_topk(ln_tensor **values, ln_tensor **indices, const ln_tensor *x, int64_t k, int dim,
                   bool largest);
+/* Fails, as `what`, where an int64 or int32 index leaves 1..extent. On a CUDA device the next wait
+ * for it fails, here and in the operators below, and what such an index selects or adds is 0. */
+ln_status ln_index_check(const ln_tensor *index, int64_t extent, const char *what);
 /* index: 1-D. An index out of range is an error that names it. */
 ln_status ln_index_select(ln_tensor **out, const ln_tensor *x, int dim, const ln_tensor *index);
 /* dst at index along dim += src, in the order of index (deterministic). */
@@ -261,7 +269,6 @@ ln_status ln_gather(ln_tensor **out, const ln_tensor *x, int dim, const ln_tenso
 ln_status ln_scatter_add(ln_tensor *dst, int dim, const ln_tensor *index, const ln_tensor *src);
 
 /* ---- Products ------------------------------------------------------------------------------- */
-
 /* (..., n, k) x (..., k, m) -> (..., n, m); leading dimensions broadcast; any strides. Dtypes must
  * be equal. bias: NULL or (m), added to every row. */
 ln_status ln_matmul(ln_tensor **out, const ln_tensor *x, const ln_tensor *y, const ln_tensor *bias);
@@ -295,7 +302,6 @@ ln_status ln_adaptive_avg_pool2d_backward(ln_tensor **dx, const ln_tensor *dy, i
                                           int64_t width, bool channels_last);
 
 /* ---- Normalisation -------------------------------------------------------------------------- */
-
 /* softmax, or its logarithm, along dim; a slice of -inf gives NaN as in PyTorch. */
 ln_status ln_softmax(ln_tensor **out, const ln_tensor *x, int dim, bool logarithm);
 ln_status ln_softmax_backward(ln_tensor **dx, const ln_tensor *dy, const ln_tensor *y, int dim,
@@ -322,142 +328,24 @@ ln_status ln_layer_norm_backward(ln_tensor **dx, ln_tensor **dweight, ln_tensor 
                                  const ln_tensor *dy, const ln_tensor *x, const ln_tensor *weight,
                                  const ln_tensor *mean, const ln_tensor *rstd, int ndim_normalised);
 
-/* ---- Similarity ----------------------------------------------------------------------------- */
-
-/* A link function f(s, parameters) is a list of steps in single-assignment form: step i defines
- * value i from the values of earlier steps a, b, c. Comparisons give 1 or 0; WHERE is
- * a != 0 ? b : c. ORDER LINK: names and arities in link.c follow it. */
-typedef enum {
-    LN_LINK_S,         /* the similarity */
-    LN_LINK_NUMBER,    /* the step's own number */
-    LN_LINK_PARAMETER, /* parameter number a */
-    LN_LINK_NEG, LN_LINK_ABS, LN_LINK_SQUARE, LN_LINK_SQRT, LN_LINK_EXP, LN_LINK_EXPM1,
-    LN_LINK_LOG, LN_LINK_LOG1P, LN_LINK_TANH, LN_LINK_SIGMOID, LN_LINK_SOFTPLUS,
-    LN_LINK_ADD, LN_LINK_SUB, LN_LINK_MUL, LN_LINK_DIV, LN_LINK_POW, LN_LINK_MIN, LN_LINK_MAX,
-    LN_LINK_LT, LN_LINK_LE, LN_LINK_GT, LN_LINK_GE, LN_LINK_EQ,
-    LN_LINK_WHERE
-} ln_link_op;
-typedef struct {
-    int op, a, b, c;
-    double number;
-} ln_link_step;
-
-/* A parameter's value has one element, one for each row (N) or one for each column (M) of the
- * similarity matrix, in the dtype of q. slope is the step that is df/dparameter; -1: no gradient
- * is wanted. */
-typedef enum { LN_PARAMETER_SCALAR, LN_PARAMETER_ROW, LN_PARAMETER_COLUMN } ln_parameter_kind;
-typedef struct { int kind, slope; const ln_tensor *value; } ln_parameter;
-
-/* Which entries (row, column) of the matrix are candidates: all masks must admit them. Labels and
- * indices are int64; indices count from 1. */
-typedef enum {
-    LN_MASK_SELF,      /* row != column */
-    LN_MASK_INDEX,     /* row[r] != column; row: (N) indices of columns */
-    LN_MASK_SAME,      /* row[r] == column[c]; labels (N) and (M) */
-    LN_MASK_DIFFERENT, /* row[r] != column[c] */
-    LN_MASK_TRIANGLE   /* column > row */
-} ln_mask_kind;
-typedef struct { int kind; const ln_tensor *row, *column; } ln_mask;
-
-/* A reduction of f over each row's candidates, or over each column's when by_column. */
-typedef enum { LN_REDUCE_LSE, LN_REDUCE_SUM } ln_reduction_kind;
-typedef struct {
-    int kind;
-    bool by_column;
-    int n_steps, value, slope; /* the steps that are f and df/ds (-1: no gradient wanted) */
-    const ln_link_step *steps;
-    int n_parameters, n_masks;
-    const ln_parameter *parameters;
-    const ln_mask *masks;
-} ln_reduction;
-
-enum { LN_LINK_STEPS = 256, LN_LINK_PARAMETERS = 16, LN_MAX_MASKS = 8, LN_MAX_REDUCTIONS = 8 };
-
-/* Bounds of every step of a link over s in [low[0], high[0]] and parameters in [low[1 + p],
- * high[1 + p]], into lows and highs (n_steps each), by interval arithmetic. A step that leaves its
- * domain (the log or root of a negative number, a division by an interval around 0) fails with a
- * message that says how to stay inside. */
-ln_status ln_link_bounds(double *lows, double *highs, int n_steps, const ln_link_step *steps,
-                         const double *low, const double *high);
-
-/* Tiles of a matrix that its passes share. values: contiguous, of q's dtype, on its device, with
- * room for ln_similarity_tiles's elements or for fewer: then only so many tiles are kept. Once a
- * pass has filled it, later passes over the same q and k, unchanged, read it instead of computing
- * the tiles again; the results are the same bits. The caller's.
- * alone: one forward pass and its backward passes are all that is expected to come. Where the
- * gradient of what that forward pass reduces needs no more than its weights, these are what it
- * keeps: then only its own backward passes may be given the tiles until another pass has filled
- * them with similarities, as any other does. */
-typedef enum { LN_TILES_NOTHING, LN_TILES_SIMILARITIES, LN_TILES_WEIGHTS } ln_tiles_content;
-typedef struct {
-    ln_tensor *values;
-    int holds; /* ln_tiles_content */
-    bool alone;
-} ln_tiles;
-/* The elements that hold all tiles of the matrix; 0 where the device keeps none. */
-ln_status ln_similarity_tiles(int64_t *elements, const ln_tensor *q, const ln_tensor *k);
-
-/* What CUDA devices round rows and weights to in the products of float32 matrices' reductions and
- * gradients; sums are in float32. Dot products take TF32 for float16, which lacks their range. */
-typedef enum { LN_TILE_FLOAT32, LN_TILE_TF32, LN_TILE_BFLOAT16, LN_TILE_FLOAT16 } ln_tile_dtype;
-/* q (N,d), k (M,d) or NULL for k = q: the matrix is q k^T, of the rows scaled to unit length when
- * cosine (norms clamped below at 1e-8). float32 or float64. Runs n reductions over one computation
- * of the matrix's tiles; out[r]: (N), or (M) when by_column. tiles: read or filled, or NULL. Extra
- * memory: O(N + M) and a few tiles for each thread. An anchor without candidates gives -inf for LSE
- * and 0 for SUM. The results are the same bits for every size of team. */
-ln_status ln_similarity_forward(ln_tensor **out, const ln_tensor *q, const ln_tensor *k,
-                                bool cosine, int tile_dtype, int n, const ln_reduction *reductions,
-                                ln_tiles *tiles);
-/* The gradients of the same: y[r] and dy[r] are the reductions' values and their gradients. dq, dk
- * may be NULL: not wanted (dk must be NULL where k is); dparameters: one place for each parameter
- * of each reduction in order, used where its slope is not -1. */
-ln_status ln_similarity_backward(ln_tensor **dq, ln_tensor **dk, ln_tensor **dparameters,
-                                 const ln_tensor *const *dy, const ln_tensor *const *y,
-                                 const ln_tensor *q, const ln_tensor *k, bool cosine,
-                                 int tile_dtype, int n, const ln_reduction *reductions,
-                                 ln_tiles *tiles);
-
-/* Each row's k largest candidates, largest first, and their columns (int64), both (N,k), ties by
- * place; where a row has fewer, its last values are -inf. 0 <= k <= M. */
-ln_status ln_similarity_topk(ln_tensor **values, ln_tensor **columns, const ln_tensor *q,
-                             const ln_tensor *k, bool cosine, int64_t count, int n_masks,
-                             const ln_mask *masks, ln_tiles *tiles);
-/* The tail of each row's shortfalls d = max(1 - s, 1e-6), ascending: fits (N,5) float64 holds d_1,
- * then slope and sum of squared errors of least squares of log F and of log(-log F) on log d, with
- * F_r = r / (points + 1), over r = burnt + 1 .. points (0 where fewer than two). A row must have
- * `points` candidates. */
-ln_status ln_similarity_tail(ln_tensor **fits, const ln_tensor *q, const ln_tensor *k, bool cosine,
-                             int64_t points, int64_t burnt, int n_masks, const ln_mask *masks,
-                             ln_tiles *tiles);
-/* The same for the candidates of all rows together: fit (5). */
-ln_status ln_similarity_pooled_tail(ln_tensor **fit, const ln_tensor *q, const ln_tensor *k,
-                                    bool cosine, int64_t points, int64_t burnt, int n_masks,
-                                    const ln_mask *masks);
-/* Entries: columns (N,K) int64 from 1; out (N,K). And the gradients of q and k (NULL: not wanted;
- * dk is NULL where k is), which are added to what dq and dk hold, where they hold a tensor. */
-ln_status ln_similarity_at(ln_tensor **out, const ln_tensor *q, const ln_tensor *k, bool cosine,
-                           const ln_tensor *columns);
-ln_status ln_similarity_at_backward(ln_tensor **dq, ln_tensor **dk, const ln_tensor *dy,
-                                    const ln_tensor *q, const ln_tensor *k, bool cosine,
-                                    const ln_tensor *columns);
-/* The number of candidates of each of n rows of m columns: out (n) int64, on the CPU wherever the
- * masks lie. */
-ln_status ln_similarity_count(ln_tensor **out, int64_t n, int64_t m, int n_masks,
-                              const ln_mask *masks);
+#include "ln_similarity.h"
 
 /* ---- Update rules --------------------------------------------------------------------------- */
-
-/* torch.optim.SGD: g += weight_decay p; buf = momentum buf + (1 - dampening) g (buf = g when
+/* numbers: NULL, or float64 on p's CUDA device, read as the step is made: (1), in the place of lr;
+ * (3), of what ln_adam_numbers makes of lr and step: p's factor, and lr and v's factor, corrected.
+ * torch.optim.SGD: g += weight_decay p; buf = momentum buf + (1 - dampening) g (buf = g when
  * first); g = nesterov ? g + momentum buf : buf; p -= lr g. buf may be NULL when momentum is 0. */
 ln_status ln_sgd_step(ln_tensor *p, const ln_tensor *g, ln_tensor *buf, double lr, double momentum,
-                      double dampening, double weight_decay, bool nesterov, bool first);
+                      double dampening, double weight_decay, bool nesterov, bool first,
+                      const ln_tensor *numbers);
 /* torch.optim.Adam, or AdamW when decoupled; step counts from 1. */
 ln_status ln_adam_step(ln_tensor *p, const ln_tensor *g, ln_tensor *m, ln_tensor *v, double lr,
                        double beta1, double beta2, double eps, double weight_decay, int64_t step,
-                       bool decoupled);
+                       bool decoupled, const ln_tensor *numbers);
+void ln_adam_numbers(double numbers[3], double lr, double beta1, double beta2, double weight_decay,
+                     int64_t step, bool decoupled);
 
 /* ---- Files ---------------------------------------------------------------------------------- */
-
 typedef struct ln_file ln_file;
 
 /* Opens a regular file to read it; LN_NOT_FOUND where there is none. */
@@ -483,7 +371,6 @@ ln_status ln_file_commit(ln_file *f);
 ln_status ln_idx_read(ln_tensor **out, const char *path);
 
 /* ---- Images and their loading --------------------------------------------------------------- */
-
 /* Decodes the n bytes of a JPEG, PNG or BMP file into a new uint8 tensor (channels,H,W); channels
  * is 1 (grey) or 3 (RGB; alpha is dropped). More than 64 megapixels, a JPEG without its end, a PNG
  * with a wrong checksum and a BMP cut short are LN_BAD_DATA. */
@@ -574,7 +461,6 @@ int64_t ln_loader_batches(const ln_loader *l); /* in an epoch */
 void ln_loader_info(ln_loader_stats *out, ln_loader *l);
 
 /* ---- Owning tensors from a collected language ----------------------------------------------- */
-
 /* The handles that one host state owns. A finaliser for each would cost more than a small operator,
  * so the host keeps weak references to the owners beside this array, and releases what has none
  * after a cycle of its collector. */
@@ -590,9 +476,10 @@ void ln_handles_mark(ln_handles *all);
 void ln_handles_release(ln_handles *all);
 
 /* ---- Host ----------------------------------------------------------------------------------- */
-
-double ln_clock(void); /* seconds on a clock that never jumps; only differences mean something */
-bool ln_is_terminal(int descriptor); /* whether a person watches file descriptor 0, 1 or 2 */
+/* Seconds on a clock that never jumps; only differences mean something. */
+double ln_clock(void);
+/* Whether a person watches file descriptor 0, 1 or 2. */
+bool ln_is_terminal(int descriptor);
 
 #pragma GCC visibility pop
 #endif

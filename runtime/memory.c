@@ -1,9 +1,9 @@
 /* Storages: reference-counted, aligned blocks, counted by device against a soft and a hard limit.
  * Those of the CPU come from a cache of released blocks, as does the scratch memory of kernels;
  * CUDA's driver has a cache of its own. Ignorant of Lua. Invariants: a device's live_bytes is the
- * sum of the blocks of its storages and never exceeds hard_bytes; on the CPU use + cached never
- * exceeds the most that use has been, so that caching never raises the footprint above what the
- * program itself has needed. */
+ * sum of the blocks of its storages and graphs and never exceeds hard_bytes; on the CPU use +
+ * cached never exceeds the most that use has been, so that caching never raises the footprint above
+ * what the program itself has needed. */
 #include "backend.h"
 
 #include <pthread.h>
@@ -148,32 +148,42 @@ static bool admits(int device, size_t block_bytes) {
     return room > 0 && block_bytes <= (size_t)room;
 }
 
-static void count_new(int device, int64_t bytes) {
+static void count_bytes(int device, int64_t bytes) {
     ln_memory *m = &accounts[device].count;
     m->live_bytes += bytes;
-    m->storages++;
-    m->allocations++;
     if (m->live_bytes > m->peak_bytes) m->peak_bytes = m->live_bytes;
     if (m->live_bytes - accounts[device].collected_live > m->soft_bytes)
         atomic_store_explicit(&pressure, true, memory_order_relaxed);
 }
 
-static void count_released(int device, int64_t bytes) {
+static void uncount_bytes(int device, int64_t bytes) {
     ln_memory *m = &accounts[device].count;
     int64_t *collected = &accounts[device].collected_live;
     m->live_bytes -= bytes;
-    m->storages--;
     if (m->live_bytes < *collected) *collected = m->live_bytes;
 }
 
+static void count_new(int device, int64_t bytes) {
+    count_bytes(device, bytes);
+    accounts[device].count.storages++;
+    accounts[device].count.allocations++;
+}
+
+static void count_released(int device, int64_t bytes) {
+    uncount_bytes(device, bytes);
+    accounts[device].count.storages--;
+}
+
 /* A block for a storage's header and, unless its data lies apart, that too; NULL where there is
- * none or the limit forbids it. Counts *counted bytes. */
-static ln_storage *storage_block(int device, bool apart, size_t bytes, size_t *counted) {
+ * none or the limit forbids it. Counts *counted bytes, none where a graph has counted them. */
+static ln_storage *storage_block(int device, bool apart, const ln_graph *graph, size_t bytes,
+                                 size_t *counted) {
     size_t block_bytes;
     if (bytes > SIZE_MAX / 4 || (fail_after > 0 && --fail_after == 0)) return NULL;
-    if (apart) *counted = (bytes + DEVICE_ALIGNMENT - 1) / DEVICE_ALIGNMENT * DEVICE_ALIGNMENT;
+    if (graph != NULL) *counted = 0;
+    else if (apart) *counted = (bytes + DEVICE_ALIGNMENT - 1) / DEVICE_ALIGNMENT * DEVICE_ALIGNMENT;
     else bin_of(HEADER + bytes, counted);
-    if (!admits(device, *counted)) return NULL;
+    if (*counted > 0 && !admits(device, *counted)) return NULL;
     ln_storage *s = block_new(apart ? HEADER : HEADER + bytes, &block_bytes);
     if (s != NULL) count_new(device, (int64_t)*counted);
     return s;
@@ -186,20 +196,31 @@ static void storage_block_release(ln_storage *s, int device, bool apart, size_t 
     block_release(s, block_bytes);
 }
 
+static ln_status acquire_of_graph(ln_storage *s, ln_graph *graph, int device, size_t bytes,
+                                  const char *what) {
+    ln_status status = ln_graph_acquire(&s->data, graph, device, bytes, what);
+    if (status != LN_OK) return status;
+    status = ln_graph_join(graph, s);
+    if (status != LN_OK) ln_graph_give_back(graph, s->data);
+    return status;
+}
+
 ln_status ln_storage_new(ln_storage **out, int device, ln_memory_kind kind, size_t bytes,
                          const char *what) {
     size_t counted = 0;
     bool apart = device != LN_CPU || kind == LN_PINNED;
     const ln_driver *driver = device != LN_CPU ? ln_driver_of(device) : NULL;
+    ln_graph *graph = device != LN_CPU ? ln_capturing() : NULL;
     ln_status status = kind == LN_PINNED ? ln_driver_load(&driver, what) : LN_OK;
     if (status != LN_OK) return status;
     pthread_mutex_lock(&host.lock);
-    ln_storage *s = storage_block(device, apart, bytes, &counted);
+    ln_storage *s = storage_block(device, apart, graph, bytes, &counted);
     if (s == NULL) status = refuse(bytes, device, what);
     pthread_mutex_unlock(&host.lock);
     if (s == NULL) return status;
     s->data = (char *)s + HEADER;
-    if (kind == LN_PINNED) status = driver->pin(&s->data, bytes);
+    if (graph != NULL) status = acquire_of_graph(s, graph, device, bytes, what);
+    else if (kind == LN_PINNED) status = driver->pin(&s->data, bytes);
     else if (apart) status = driver->acquire(&s->data, device, bytes, kind == LN_AHEAD);
     if (status != LN_OK) {
         pthread_mutex_lock(&host.lock);
@@ -214,6 +235,7 @@ ln_status ln_storage_new(ln_storage **out, int device, ln_memory_kind kind, size
     s->bytes = counted;
     s->pinned = kind == LN_PINNED;
     s->upload = NULL;
+    s->graph = graph;
     *out = s;
     return LN_OK;
 }
@@ -225,7 +247,14 @@ void ln_storage_retain(ln_storage *s) {
 void ln_storage_release(ln_storage *s) {
     if (s == NULL || atomic_fetch_sub_explicit(&s->refs, 1, memory_order_acq_rel) > 1) return;
     bool apart = s->pinned || s->device != LN_CPU;
-    if (s->pinned) {
+    if (!apart || !ln_graph_defers(s)) ln_storage_free(s);
+}
+
+void ln_storage_free(ln_storage *s) {
+    bool apart = s->pinned || s->device != LN_CPU;
+    if (s->graph != NULL) {
+        ln_graph_leave(s->graph, s);
+    } else if (s->pinned) {
         ln_driver_of(LN_CUDA)->unpin(s->data, s->bytes, s->upload);
     } else if (apart) {
         ln_settle(s);
@@ -233,6 +262,21 @@ void ln_storage_release(ln_storage *s) {
     }
     pthread_mutex_lock(&host.lock);
     storage_block_release(s, s->device, apart, s->bytes);
+    pthread_mutex_unlock(&host.lock);
+}
+
+ln_status ln_memory_take(int device, size_t bytes, const char *what) {
+    ln_status status = LN_OK;
+    pthread_mutex_lock(&host.lock);
+    if (admits(device, bytes)) count_bytes(device, (int64_t)bytes);
+    else status = refuse(bytes, device, what);
+    pthread_mutex_unlock(&host.lock);
+    return status;
+}
+
+void ln_memory_give(int device, size_t bytes) {
+    pthread_mutex_lock(&host.lock);
+    uncount_bytes(device, (int64_t)bytes);
     pthread_mutex_unlock(&host.lock);
 }
 
@@ -319,7 +363,8 @@ void ln_memory_collected(void) {
 ln_status ln_memory_flush(int device) {
     ln_status status = ln_device_check(device, "memory_flush");
     if (status != LN_OK) return status;
-    if (device != LN_CPU) return ln_driver_of(device)->flush(device);
+    if (device != LN_CPU) /* a capture cannot wait, and began with nothing cached */
+        return ln_capturing() != NULL ? LN_OK : ln_driver_of(device)->flush(device);
     pthread_mutex_lock(&host.lock);
     flush_locked(0);
     pthread_mutex_unlock(&host.lock);

@@ -94,7 +94,7 @@ static ln_status check_columns(const ln_tensor *columns, const ln_tensor *q, con
         return ln_fail(LN_BAD_ARGUMENT,
                        "similarity: columns are %s; (%lld,K) contiguous int64 is taken",
                        ln_text(columns), (long long)q->shape[0]);
-    return ln_index_check(columns, columns_of(q, k));
+    return ln_index_check(columns, columns_of(q, k), "similarity");
 }
 
 ln_status ln_similarity_at(ln_tensor **out, const ln_tensor *q, const ln_tensor *k, bool cosine,

@@ -56,18 +56,6 @@ static bool is_list(const ln_tensor *t, int64_t n, int device) {
            ln_is_contiguous(t) && ln_device(t) == device;
 }
 
-ln_status ln_index_check(const ln_tensor *index, int64_t m) {
-    int64_t first, positions[LN_MAX_DIMS];
-    double value;
-    ln_status status = ln_check_inputs("similarity", 1, &index);
-    if (status == LN_OK) status = ln_backend_of(ln_device(index))->index_check(&first, index, m);
-    if (status != LN_OK || first < 0) return status;
-    status = ln_tensor_element(&value, positions, index, first);
-    if (status != LN_OK) return status;
-    return ln_fail(LN_BAD_ARGUMENT, "similarity: index %lld at position %lld is outside 1..%lld",
-                   (long long)value, (long long)first + 1, (long long)m);
-}
-
 static ln_status check_mask(const ln_mask *mask, int device, int64_t n, int64_t m) {
     if (mask->kind < LN_MASK_SELF || mask->kind > LN_MASK_TRIANGLE)
         return ln_fail(LN_BAD_ARGUMENT, "similarity: there is no mask %d", mask->kind);
@@ -76,7 +64,7 @@ static ln_status check_mask(const ln_mask *mask, int device, int64_t n, int64_t 
         return ln_fail(LN_BAD_ARGUMENT,
                        "similarity: a mask takes (%lld) int64 for the rows; got %s", (long long)n,
                        mask->row != NULL ? ln_text(mask->row) : "none");
-    if (mask->kind == LN_MASK_INDEX) return ln_index_check(mask->row, m);
+    if (mask->kind == LN_MASK_INDEX) return ln_index_check(mask->row, m, "similarity");
     if (!is_list(mask->column, m, device))
         return ln_fail(LN_BAD_ARGUMENT,
                        "similarity: a mask takes (%lld) int64 for the columns; got %s",
@@ -178,6 +166,13 @@ static ln_interval parameter_range(const ln_tensor *t) {
     return r;
 }
 
+static bool has_own(const ln_reduction *r) {
+    int own = r->by_column ? LN_PARAMETER_COLUMN : LN_PARAMETER_ROW;
+    for (int p = 0; p < r->n_parameters; p++)
+        if (r->parameters[p].kind == own) return true;
+    return false;
+}
+
 /* The bounds of f for each anchor: the anchors' own parameters are known, the others lie in their
  * range. Stores the upper bounds, and tells whether a fixed shift at them serves every anchor.
  * Shift and values (the parameters') are in host memory. */
@@ -185,13 +180,10 @@ static ln_status bound_anchors(bool *serves, ln_tensor *shift, const ln_reductio
                                ln_tensor *const *values, ln_interval s) {
     ln_interval steps[LN_LINK_STEPS], parameters[LN_LINK_PARAMETERS];
     int own = r->by_column ? LN_PARAMETER_COLUMN : LN_PARAMETER_ROW;
+    bool any_own = has_own(r);
     double spread = shift->dtype == LN_FLOAT64 ? SPREAD_FLOAT64 : SPREAD_FLOAT32;
     size_t size = ln_dtype_size(shift->dtype);
-    bool any_own = false;
-    for (int p = 0; p < r->n_parameters; p++) {
-        any_own |= r->parameters[p].kind == own;
-        parameters[p] = parameter_range(values[p]);
-    }
+    for (int p = 0; p < r->n_parameters; p++) parameters[p] = parameter_range(values[p]);
     *serves = true;
     for (int64_t i = 0; i < shift->numel; i++) {
         for (int p = 0; p < r->n_parameters; p++) {
@@ -211,18 +203,23 @@ static ln_status bound_anchors(bool *serves, ln_tensor *shift, const ln_reductio
 }
 
 /* Makes *shift, on `device`, where a fixed shift serves the reduction; else leaves it NULL. The
- * bounds of a sum are wanted for what they refuse. */
+ * bounds of a sum are wanted for what they refuse. Where no anchor has parameters of its own one
+ * bound is that of all, and nothing need be copied to the device. */
 static ln_status choose_shift(ln_tensor **shift, const ln_reduction *r, int64_t anchors, int dtype,
                               int device, ln_interval s) {
     ln_tensor *values[LN_LINK_PARAMETERS] = {0}, *bounds = NULL;
+    int64_t n = !has_own(r) && anchors > 0 ? 1 : anchors;
     bool serves;
     ln_status status;
     for (int p = 0; p < r->n_parameters; p++)
         LN_TRY(ln_on_host(&values[p], r->parameters[p].value));
-    LN_TRY(ln_out(&bounds, dtype, LN_CPU, 1, &anchors, "similarity"));
+    LN_TRY(ln_out(&bounds, dtype, LN_CPU, 1, &n, "similarity"));
     LN_TRY(bound_anchors(&serves, bounds, r, values, s));
     if (!serves || r->kind != LN_REDUCE_LSE) goto fail;
-    if (device != LN_CPU) {
+    if (n != anchors) {
+        LN_TRY(ln_out(shift, dtype, device, 1, &anchors, "similarity"));
+        LN_TRY(ln_fill(*shift, number_at(bounds, 0)));
+    } else if (device != LN_CPU) {
         LN_TRY(ln_to_device(shift, bounds, device));
     } else {
         *shift = bounds;
@@ -234,12 +231,15 @@ fail:
     return status;
 }
 
-/* For each reduction; NULL: a running maximum. */
+/* For each reduction; NULL: a running maximum. A captured step cannot look at values: where bounds
+ * depend on them, it takes running maxima. */
 static ln_status choose_shifts(ln_tensor **shifts, const ln_tensor *q, const ln_tensor *k,
                                bool cosine, int n, const ln_reduction *r) {
-    ln_interval s;
-    ln_status status = similarity_range(&s, q, k, cosine);
+    ln_interval s = {0};
+    bool blind = ln_capturing() != NULL && ln_device(q) != LN_CPU;
+    ln_status status = blind && !cosine ? LN_OK : similarity_range(&s, q, k, cosine);
     for (int i = 0; i < n && status == LN_OK; i++) {
+        if (blind && (!cosine || r[i].n_parameters > 0)) continue;
         int64_t anchors = r[i].by_column && k != NULL ? k->shape[0] : q->shape[0];
         status = choose_shift(&shifts[i], &r[i], anchors, q->dtype, ln_device(q), s);
     }

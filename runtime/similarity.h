@@ -9,8 +9,6 @@ ln_status ln_similarity_check(const ln_tensor *q, const ln_tensor *k);
 ln_status ln_tiles_check(const ln_tiles *tiles, const ln_tensor *q);
 /* Masks of an n x m matrix. */
 ln_status ln_masks_check(int n_masks, const ln_mask *masks, int device, int64_t n, int64_t m);
-/* Indices from 1 to m. */
-ln_status ln_index_check(const ln_tensor *index, int64_t m);
 /* x as host code may read it: a copy where it lies on another device. The caller's to release. */
 ln_status ln_on_host(ln_tensor **out, const ln_tensor *x);
 

@@ -94,6 +94,7 @@ int64_t ln_tensor_handles(void) {
 void ln_wrote(ln_tensor *t) {
     atomic_fetch_add_explicit(&t->storage->version, 1, memory_order_relaxed);
     ln_settle(t->storage);
+    ln_graph_note(t->storage, true);
 }
 
 /* ---- Making and releasing ---- */
@@ -151,6 +152,7 @@ ln_status ln_pin(ln_tensor **out, const ln_tensor *x) {
     ln_tensor *made = NULL;
     ln_status status;
     LN_TRY(ln_check_inputs("pin", 1, &x));
+    LN_TRY(ln_capture_refuses("pin", "pin memory before the step"));
     if (*out != NULL) LN_TRY(ln_fail(LN_BAD_ARGUMENT, "pin: makes a tensor; *out must be NULL"));
     LN_TRY(ln_tensor_new(&made, x->dtype, LN_CPU, LN_PINNED, x->ndim, x->shape, "pin"));
     if (ln_is_channels_last(x)) ln_set_channels_last(made);
@@ -226,6 +228,8 @@ ln_status ln_check_handles(const char *what, int n, const ln_tensor *const *inpu
         if (ln_device(inputs[i]) != ln_device(inputs[0]))
             return ln_fail(LN_BAD_ARGUMENT, "%s: tensors 1 and %d are on different devices", what,
                            i + 1);
+    if (ln_capturing() != NULL)
+        for (int i = 0; i < n; i++) ln_graph_note(inputs[i]->storage, false);
     return LN_OK;
 }
 
@@ -519,7 +523,10 @@ static ln_status check_host(const ln_tensor *t, int64_t n, const char *what) {
 /* Values of a tensor on another device go by way of one on the CPU. */
 static ln_status write_across(ln_tensor *t, const double *values, int64_t n) {
     ln_tensor *host = NULL;
-    ln_status status = ln_tensor_new(&host, t->dtype, LN_CPU, LN_USUAL, t->ndim, t->shape, "write");
+    ln_status status =
+        ln_capture_refuses("write", "make tensors of Lua's values before it, or fill them there");
+    if (status != LN_OK) return status;
+    status = ln_tensor_new(&host, t->dtype, LN_CPU, LN_USUAL, t->ndim, t->shape, "write");
     if (status == LN_OK) status = ln_tensor_write(host, values, n);
     if (status == LN_OK) status = ln_copy(t, host);
     ln_tensor_release(host);
@@ -528,7 +535,10 @@ static ln_status write_across(ln_tensor *t, const double *values, int64_t n) {
 
 static ln_status read_across(double *values, const ln_tensor *t, int64_t n) {
     ln_tensor *host = NULL;
-    ln_status status = ln_to_device(&host, t, LN_CPU);
+    ln_status status =
+        ln_capture_refuses("read", "return the tensor, and look at its values after the step");
+    if (status != LN_OK) return status;
+    status = ln_to_device(&host, t, LN_CPU);
     if (status == LN_OK) status = ln_tensor_read(values, host, n);
     ln_tensor_release(host);
     return status;

@@ -38,6 +38,7 @@ ln_status ln_upload(ln_tensor **out, const ln_tensor *x, int device) {
     ln_status status;
     LN_TRY(ln_check_handles("upload", 1, &x));
     LN_TRY(ln_device_check(device, "upload"));
+    LN_TRY(ln_capture_refuses("upload", "give it the batch as an argument"));
     bool channels_last = ln_is_channels_last(x);
     bool apart = ln_is_pinned(x) && (ln_is_contiguous(x) || channels_last) && x->numel > 0;
     if (*out != NULL || device == LN_CPU || !apart) return ln_to_device(out, x, device);

@@ -393,15 +393,67 @@ describe("as on the CPU:", function()
 end)
 
 describe("an index out of range on the device", function()
-  it("is named, and harms nothing", function()
+  local function tells(fn, text)
+    local y = fn()
+    local ok, message = pcall(lunce.cuda.synchronize)
+    assert.is_false(ok)
+    assert(message:find(text, 1, true), message)
+    lunce.cuda.synchronize()
+    return y
+  end
+
+  it("is named at the next wait, and harms nothing", function()
     local x = lunce.arange(6, GPU):reshape(2, 3)
     local bad = lunce.tensor({ { 1, 2 }, { 3, 4 } }, { dtype = "int64", device = "cuda" })
-    local ok, message = pcall(function() return x:gather(2, bad) end)
-    assert.is_false(ok)
-    assert.matches("gather: index 4 at position %(2,2%) is outside 1..3", message)
-    assert.is_false(pcall(function() return x:scatter_add(2, bad, x) end))
+    local y = tells(function() return x:gather(2, bad) end,
+      "gather: index 4 at position (2,2) is outside 1..3")
+    assert.same({ { 1, 2 }, { 6, 0 } }, y:tolist())
+    y = tells(function() return x:scatter_add(2, bad, x) end, "scatter_add: index 4 at position")
+    assert.same({ { 2, 4, 3 }, { 4, 5, 10 } }, y:tolist())
+    local list = lunce.tensor({ 3, 0, 1 }, { dtype = "int64", device = "cuda" })
+    y = tells(function() return x:index_select(2, list) end, "index_select: index 0 at position 2")
+    assert.same({ { 3, 0, 1 }, { 6, 0, 4 } }, y:tolist())
+    local rows = list:narrow(1, 1, 2)
+    tells(function() return lunce.similarity.cosine(x):at(rows + 1):sum() end,
+      "similarity: index 4 at position (1,1) is outside 1..2")
     assert.equal(21, x:sum():item())
   end)
+
+  it("is the first of the first operator's", function()
+    local x = lunce.arange(4, GPU)
+    local function at(...) return lunce.tensor({ ... }, { dtype = "int64", device = "cuda" }) end
+    local first, second = at(1, 9, 7), at(5)
+    tells(function()
+      x:gather(1, first)
+      return x:index_select(1, second)
+    end, "gather: index 9 at position 2 is outside 1..4")
+    local ok, message = pcall(function() return x:gather(1, second + 1):tolist() end)
+    assert.is_false(ok)
+    assert.matches("cuda_test.lua:%d+: gather: index 6 at position 1", message)
+  end)
+
+  it("is the loss's where the loss takes labels", function()
+    local x = lunce.zeros(2, 3, GPU)
+    local bad = lunce.tensor({ 3, -1 }, { dtype = "int64", device = "cuda" })
+    tells(function() return lunce.cross_entropy(x, bad) end,
+      "cross_entropy: index -1 at position 2 is outside 1..3")
+    tells(function() return lunce.one_hot(bad, 3) end, "one_hot: index -1 at position 2")
+  end)
+end)
+
+it("the vote of nearest neighbours is the CPU's", function()
+  local x, q = lunce.randn(60, 8, { seed = 1 }), lunce.randn(20, 8, { seed = 2 })
+  local y = lunce.randint(1, 4, { 60 }, { seed = 3, device = "cpu" })
+  local labels = lunce.randint(1, 4, { 20 }, { seed = 4, device = "cpu" })
+  local function vote(device)
+    return lunce.eval.knn(x:to(device), y:to(device), q:to(device), labels:to(device),
+      { k = 5, recall = { 1, 3 }, chunk = 7 })
+  end
+  local near, far = vote "cpu", vote "cuda"
+  assert.equal("cuda:0", far.predicted.device)
+  same(near.predicted, far.predicted:cpu())
+  assert.equal(near.accuracy, far.accuracy)
+  assert.same(near.recall, far.recall)
 end)
 
 it("the same bits ten times", function()

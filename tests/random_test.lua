@@ -19,7 +19,7 @@ local kinds = {
 }
 
 local function fill(t, kind, seed, stream, offset)
-  local status = C.ln_random(t.h, kind[1], kind[2], kind[3], seed, stream, offset or 0)
+  local status = C.ln_random(t.h, kind[1], kind[2], kind[3], seed, stream, offset or 0, nil)
   assert.equal("", status == C.LN_OK and "" or ffi.string(C.ln_error()))
   return t
 end
@@ -261,7 +261,7 @@ end)
 
 describe("misuse:", function()
   local function refused(t, distribution, a, b, text)
-    assert.equal(C.LN_BAD_ARGUMENT, tonumber(C.ln_random(t.h, distribution, a, b, 0, 0, 0)))
+    assert.equal(C.LN_BAD_ARGUMENT, tonumber(C.ln_random(t.h, distribution, a, b, 0, 0, 0, nil)))
     local message = ffi.string(C.ln_error())
     assert.is_truthy(message:find(text, 1, true), message)
   end

@@ -22,14 +22,15 @@ local CASTS = { float32 = true, float16 = true, bfloat16 = true }
 
 -- ---- Products --------------------------------------------------------------------------------
 
--- Casts of weights, by weight: { y =, version = } with the weight's version when y was made.
+-- Casts of weights, by weight: { y =, version =, graph = } with the weight's version when y was
+-- made, and the capture that made it: its casts are not made when it is recorded.
 local casts, depth = {}, 0
 
 -- Whether a scope has left y, and its weight and the tape are as they were.
 local function serves(cast, x)
   local y = cast.y
   return rawget(y, "h") and y.dtype == tape.low and cast.version == C.ln_tensor_version(x.h)
-    and (y.requires_grad or not tape.on)
+    and (y.requires_grad or not tape.on) and cast.graph == tensor.state.graph
 end
 
 local function lowered(x)
@@ -39,7 +40,7 @@ local function lowered(x)
   if cast and serves(cast, x) then return cast.y end
   local y = to(x, tape.low)
   if y.node then y.node.lasting = true end
-  casts[x] = { y = y, version = C.ln_tensor_version(x.h) }
+  casts[x] = { y = y, version = C.ln_tensor_version(x.h), graph = tensor.state.graph }
   return y
 end
 

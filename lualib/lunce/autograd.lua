@@ -269,6 +269,7 @@ end
 -- The same for t.grad, which outlives the walk.
 function Walk:deposit(t, g)
   local held = t.grad
+  if state.graph then state.graph.leaves[t] = true end
   if held then
     add_into(held, g)
     self:release(g)

@@ -14,8 +14,8 @@ local function readable(path)
   return file ~= nil
 end
 
--- A checkout has runtime/ln.h and build/; an installation and a distribution have ln.h beside
--- lualib, and the library in lib/ (of the prefix, two levels up, or of the folder itself).
+-- A checkout has the headers in runtime/ and build/; an installation and a distribution have them
+-- beside lualib, and the library in lib/ (of the prefix, two levels up, or of the folder itself).
 local function find(what, candidates)
   for _, path in ipairs(candidates) do
     if readable(path) then return path end
@@ -23,12 +23,20 @@ local function find(what, candidates)
   error("lunce: " .. what .. " was not found; looked at " .. table.concat(candidates, ", "), 0)
 end
 
-local function declarations()
-  local path = find("ln.h", { root .. "runtime/ln.h", root .. "ln.h" })
+-- A header of ours, in which those that it includes stand in their places. Only the first of two
+-- that include each other does.
+local function header(name, outer)
+  local path = find(name, { root .. "runtime/" .. name, root .. name })
   local file = assert(io.open(path, "r"))
   local text = file:read("*a"):gsub("\r", "")
   file:close()
-  text = ("\n" .. text):gsub("\n#[^\n]*", "\n")
+  return (text:gsub('\n#include "([%w_]+%.h)"', function(inner)
+    return inner ~= outer and "\n" .. header(inner, name) or nil
+  end))
+end
+
+local function declarations()
+  local text = ("\n" .. header "ln.h"):gsub("\n#[^\n]*", "\n")
   -- LuaJIT boxes an enum that a function returns; as int it is a plain number.
   return (text:gsub("ln_status (ln_[%w_]+%()", "int %1"))
 end

@@ -14,6 +14,7 @@ local C, raise, call = lib.C, lib.raise, lib.call
 
 local M = {
   scope = require "lunce.scope",
+  graph = require "lunce.graph",
   no_grad = autograd.no_grad,
   enable_grad = autograd.enable_grad,
   is_grad_enabled = autograd.is_grad_enabled,

@@ -2,6 +2,7 @@
 -- nothing itself. Invariant: the key is the seed, and no two draws of one seed share a stream.
 local raise = require("lunce.ffi").raise
 local describe = require("lunce.options").describe
+local running = require("lunce.tensor").state
 
 local M = {}
 
@@ -31,14 +32,18 @@ function M.set_state(state)
   seed, stream = need_word(state.seed, "seed"), need_word(state.stream, "stream")
 end
 
---- The address of one draw: the given seed and stream where there is a seed, else the next stream
---- of the global generator.
+--- The address of one draw into t, as ln_random takes it: the given seed and stream where there is
+--- a seed, else the next stream of the global generator; in a captured step that of the replay.
+---@param given { seed: integer|false, stream: integer|false }
+---@param t lunce.Tensor
 ---@return integer seed
 ---@return integer stream
-function M.address(given)
+---@return cdata|nil address
+function M.address(given, t)
   if given.seed then
     return need_word(given.seed, "seed"), need_word(given.stream or 0, "stream")
   end
+  if running.graph then return running.graph:draw(t) end
   stream = stream + 1
   return seed, stream - 1
 end

@@ -25,9 +25,17 @@ local M = {
   methods = {}, -- what t:name() finds; ops/ fills it
 }
 
--- The innermost open scope: an array of tensors with their count in n, or false. See scope.lua.
-local state = { scope = false }
+-- scope: the innermost open one, an array of tensors with their count in n, or false (scope.lua);
+-- graph: the capture of a step that runs, or false (graph.lua).
+local state = { scope = false, graph = false }
 M.state = state
+
+--- Refuses what a captured step cannot do again; `instead` says what to do.
+function M.no_capture(what, instead)
+  if state.graph then
+    raise("%s: cannot be a part of a captured step (lunce.graph): %s", what, instead)
+  end
+end
 
 -- ORDER DTYPE
 M.dtype_names = { [0] = "float32", "float64", "bfloat16", "float16", "int64", "int32", "uint8",

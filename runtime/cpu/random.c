@@ -66,7 +66,8 @@ static void integer_blocks(void *const *p, int64_t n, int64_t start, const void 
 }
 
 ln_status CPU(random)(ln_tensor *dst, int distribution, double a, double b, uint64_t seed,
-                      uint64_t stream, uint64_t offset) {
+                      uint64_t stream, uint64_t offset, const ln_tensor *address) {
+    (void)address;
     static block_body *const bodies[] = {[LN_UNIFORM] = uniform_blocks,
                                          [LN_NORMAL] = normal_blocks,
                                          [LN_BERNOULLI] = bernoulli_blocks,

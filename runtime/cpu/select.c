@@ -268,9 +268,10 @@ static ln_status run_gather(walk *w, int dim, const ln_tensor *index, const char
 }
 
 /* index: any dtype of integers, any strides. */
-ln_status CPU(index_check)(int64_t *first, const ln_tensor *index, int64_t extent) {
+ln_status CPU(index_check)(int64_t *first, const ln_tensor *index, int64_t extent,
+                           const char *what) {
     ln_tensor *made = NULL;
-    ln_status status = CPU(row_major)(&made, &index, "index_check");
+    ln_status status = CPU(row_major)(&made, &index, what);
     if (status != LN_OK) return status;
     int64_t row[ROW];
     *first = -1;

@@ -33,7 +33,8 @@ static void momentum_blocks(void *const *operands, int64_t n, int64_t start, con
 
 ln_status CPU(sgd_step)(ln_tensor *p, const ln_tensor *g, ln_tensor *buf, double lr,
                         double momentum, double dampening, double weight_decay, bool nesterov,
-                        bool first) {
+                        bool first, const ln_tensor *numbers) {
+    (void)numbers;
     sgd s = {lr, momentum, dampening, weight_decay, nesterov, first};
     bool moves = momentum != 0;
     block_kernel kernel = {.body = moves ? momentum_blocks : sgd_blocks,
@@ -65,16 +66,17 @@ static void adam_blocks(void *const *operands, int64_t n, int64_t start, const v
     }
 }
 
-ln_status CPU(adam_step)(ln_tensor *p, const ln_tensor *g, ln_tensor *m, ln_tensor *v, double lr,
-                         double beta1, double beta2, double eps, double weight_decay, int64_t step,
-                         bool decoupled) {
-    adam s = {.decay = decoupled ? 0 : weight_decay,
-              .keep = decoupled ? 1 - lr * weight_decay : 1,
+ln_status CPU(adam_step)(ln_tensor *p, const ln_tensor *g, ln_tensor *m, ln_tensor *v, double decay,
+                         double beta1, double beta2, double eps, const double *host,
+                         const ln_tensor *numbers) {
+    adam s = {.decay = decay,
+              .keep = host[0],
               .beta1 = beta1,
               .beta2 = beta2,
               .eps = eps,
-              .step_size = lr / (1 - pow(beta1, (double)step)),
-              .correction2 = 1 - pow(beta2, (double)step)};
+              .step_size = host[1],
+              .correction2 = host[2]};
+    (void)numbers;
     block_kernel kernel = {.body = adam_blocks,
                            .context = &s,
                            .type = BLOCK_DOUBLE,

@@ -8,6 +8,8 @@
 #include <pthread.h>
 #include <stdlib.h>
 
+#include "index.h"
+
 /* ---- Streams ---- */
 
 typedef struct {
@@ -89,7 +91,12 @@ void cuda_wait(void *read) {
     unmark((cudaEvent_t)read);
 }
 
+/* A capture takes in nothing that another stream does: there the copy is waited for. */
 void cuda_follow(void *written, int device) {
+    if (ln_capturing() != NULL) {
+        cuda_wait(written);
+        return;
+    }
     if (cuda_enter_device(device, "copy") == LN_OK) {
         cudaError_t error = cudaStreamWaitEvent(cudaStreamPerThread, (cudaEvent_t)written, 0);
         if (error != cudaSuccess) cuda_fail(error, "copy");
@@ -191,7 +198,7 @@ ln_status cuda_transfer(void *dst, int dst_device, const void *src, int src_devi
                                     stream);
     status = cuda_check(error, "copy");
     if (status == LN_OK) status = cuda_check(cudaStreamSynchronize(stream), "copy");
-    return status;
+    return status != LN_OK ? status : cuda_index_found(up ? dst_device : src_device);
 }
 
 ln_status cuda_upload(void **written, void **read, void *dst, int device, const void *src,

@@ -3,8 +3,10 @@
  * nothing is asked of a stream but the calling thread's own. */
 #include <stdio.h>
 
+#include "capture.h"
 #include "convolve.h"
 #include "copies.h"
+#include "index.h"
 
 static const ln_backend table = {
 #define OP(name, arguments) .name = CUDA(name),
@@ -62,7 +64,8 @@ ln_status cuda_enter_device(int device, const char *what) {
         return ln_fail(LN_DEVICE_LOST,
                        "%s: the cuda device was lost before: %s; start anew in another process",
                        what, loss);
-    return cuda_check(cudaSetDevice(device - LN_CUDA), what);
+    ln_status status = ln_capture_admits(device, what);
+    return status != LN_OK ? status : cuda_check(cudaSetDevice(device - LN_CUDA), what);
 }
 
 ln_status cuda_enter(const ln_tensor *t, const char *what) {
@@ -75,16 +78,22 @@ static ln_status pool_of(cudaMemPool_t *pool, int device) {
     return cuda_check(cudaDeviceGetDefaultMemPool(pool, device - LN_CUDA), "memory");
 }
 
-static ln_status synchronize(int device) {
+static ln_status wait_for(int device) {
     ln_status status = cuda_enter_device(device, "synchronize");
     if (status == LN_OK) status = cuda_uploads_end(device);
     if (status != LN_OK) return status;
     return cuda_check(cudaStreamSynchronize(cudaStreamPerThread), "synchronize");
 }
 
+static ln_status synchronize(int device) {
+    ln_status status = wait_for(device);
+    return status != LN_OK ? status : cuda_index_found(device);
+}
+
+/* Leaves what was found of indices to be told by one who asks for results. */
 static ln_status flush(int device) {
     cudaMemPool_t pool;
-    ln_status status = synchronize(device);
+    ln_status status = wait_for(device);
     if (status == LN_OK) status = pool_of(&pool, device);
     if (status == LN_OK) status = cuda_check(cudaMemPoolTrimTo(pool, 0), "memory_flush");
     return status;
@@ -136,7 +145,10 @@ fail:
 ln_status cuda_scratch(void **out, size_t bytes, const char *what) {
     int device;
     *out = NULL;
+    ln_graph *graph = ln_capturing();
     ln_status status = cuda_check(cudaGetDevice(&device), what);
+    if (status == LN_OK && graph != NULL)
+        return ln_graph_acquire(out, graph, LN_CUDA + device, bytes, what);
     if (status == LN_OK) status = acquire(out, LN_CUDA + device, bytes, false);
     if (status == LN_OUT_OF_MEMORY)
         return ln_fail(status, "%s: out of memory: %zu bytes of scratch on cuda:%d", what, bytes,
@@ -146,7 +158,10 @@ ln_status cuda_scratch(void **out, size_t bytes, const char *what) {
 
 void cuda_scratch_release(void *p) {
     int device;
-    if (p != NULL && cudaGetDevice(&device) == cudaSuccess) release(p, LN_CUDA + device);
+    ln_graph *graph = ln_capturing();
+    if (p == NULL) return;
+    if (graph != NULL) ln_graph_give_back(graph, p);
+    else if (cudaGetDevice(&device) == cudaSuccess) release(p, LN_CUDA + device);
 }
 
 /* ---- Devices ---- */
@@ -177,10 +192,29 @@ ln_status ln_driver_open(const ln_driver **out) {
         return ln_fail(LN_NO_DEVICE, "the NVIDIA driver finds no device");
     if (error != cudaSuccess)
         return ln_fail(LN_NO_DEVICE, "%s (%s)", cudaGetErrorString(error), cudaGetErrorName(error));
-    driver = {LN_DRIVER_VERSION, devices,           &table,        acquire,     release,
-              cuda_pin,          cuda_unpin,        cuda_transfer, cuda_upload, cuda_follow,
-              cuda_wait,         synchronize,       flush_devices, memory,      name_of,
-              cuda_lost,         cuda_cudnn_version};
+    driver = {LN_DRIVER_VERSION,
+              devices,
+              &table,
+              acquire,
+              release,
+              cuda_pin,
+              cuda_unpin,
+              cuda_transfer,
+              cuda_upload,
+              cuda_follow,
+              cuda_wait,
+              synchronize,
+              flush_devices,
+              memory,
+              cuda_capture_begin,
+              cuda_capture_end,
+              cuda_graph_launch,
+              cuda_graph_destroy,
+              cuda_reserve,
+              cuda_unreserve,
+              name_of,
+              cuda_lost,
+              cuda_cudnn_version};
     *out = &driver;
     return LN_OK;
 }

@@ -8,8 +8,14 @@ static const char *const WHAT = "similarity";
 template <typename T> struct entries {
     const T *q, *k, *q_scale, *k_scale; /* scales NULL: dot products */
     const int64_t *columns;
-    int64_t n, chosen, d; /* entries, those of a row, features */
+    int64_t n, chosen, d, m; /* entries, those of a row, features, rows of k */
 };
+
+/* The row of k of entry i. One that is not there is told of later (index.h): any other serves. */
+template <typename T> static __device__ int64_t column_of(const entries<T> &e, int64_t i) {
+    int64_t column = e.columns[i] - 1;
+    return column >= 0 && column < e.m ? column : 0;
+}
 
 template <typename T> static __device__ T scale_at(const T *scale, int64_t row) {
     return scale != NULL ? scale[row] : 1;
@@ -18,7 +24,7 @@ template <typename T> static __device__ T scale_at(const T *scale, int64_t row) 
 /* A warp an entry: s (n). */
 template <typename T> static __global__ void entries_kernel(T *s, entries<T> e) {
     for (int64_t i = grid_warp(); i < e.n; i += grid_warps()) {
-        int64_t row = i / e.chosen, column = e.columns[i] - 1;
+        int64_t row = i / e.chosen, column = column_of(e, i);
         double sum = 0;
         for (int64_t t = threadIdx.x % WARP; t < e.d; t += WARP)
             sum += (double)e.q[row * e.d + t] * (double)e.k[column * e.d + t];
@@ -44,7 +50,7 @@ static __global__ void rows_kernel(T *dq, entries<T> e, const T *dy, const T *s)
         int64_t row = i / e.d, t = i % e.d;
         T sum = dq[i];
         for (int64_t j = row * e.chosen; j < (row + 1) * e.chosen; j++) {
-            int64_t column = e.columns[j] - 1;
+            int64_t column = column_of(e, j);
             sum += slope_at(dy[j], e.q[i], e.k[column * e.d + t], scale_at(e.q_scale, row),
                             scale_at(e.k_scale, column), e.q_scale != NULL ? s[j] : 0);
         }
@@ -57,7 +63,7 @@ template <typename T>
 static __global__ void columns_kernel(T *slopes, entries<T> e, const T *dy, const T *s,
                                       int64_t first, int64_t count) {
     for (int64_t i = grid_thread(); i < count * e.d; i += grid_threads()) {
-        int64_t j = first + i / e.d, t = i % e.d, row = j / e.chosen, column = e.columns[j] - 1;
+        int64_t j = first + i / e.d, t = i % e.d, row = j / e.chosen, column = column_of(e, j);
         slopes[i] =
             slope_at(dy[j], e.k[column * e.d + t], e.q[row * e.d + t], scale_at(e.k_scale, column),
                      scale_at(e.q_scale, row), e.q_scale != NULL ? s[j] : 0);
@@ -75,7 +81,8 @@ static entries<T> entries_of(const side *q, const side *k, const ln_tensor *colu
             (const int64_t *)columns->data,
             columns->numel,
             columns->shape[1],
-            q->x->shape[1]};
+            q->x->shape[1],
+            k->x->shape[0]};
 }
 
 template <typename T> static ln_status find_entries(void *s, const entries<T> &e) {

@@ -9,6 +9,7 @@ typedef struct {
     int distribution;
     double a, b, limit; /* limit: the largest value of the result's dtype below b */
     uint64_t seed, stream, offset;
+    const int64_t *address; /* NULL; or the seed, and what the stream counts from */
 } draw;
 
 static __device__ double value_of(const draw &d, uint64_t bits) {
@@ -22,6 +23,10 @@ static __device__ double value_of(const draw &d, uint64_t bits) {
 
 /* Threads go over the blocks from offset / 2 on; the first and the last may be half used. */
 static __global__ void random_kernel(walk w, draw d) {
+    if (d.address != NULL) {
+        d.seed = (uint64_t)d.address[0];
+        d.stream += (uint64_t)d.address[1];
+    }
     int64_t odd = (int64_t)(d.offset % 2), blocks = (w.numel + odd + 1) / 2;
     for (int64_t t = grid_thread(); t < blocks; t += grid_threads()) {
         ln_philox_block bits = ln_philox_at(d.seed, d.stream, d.offset / 2 + (uint64_t)t);
@@ -43,10 +48,11 @@ static __global__ void random_kernel(walk w, draw d) {
 }
 
 ln_status CUDA(random)(ln_tensor *dst, int distribution, double a, double b, uint64_t seed,
-                       uint64_t stream, uint64_t offset) {
+                       uint64_t stream, uint64_t offset, const ln_tensor *address) {
     ln_status status = cuda_enter(dst, "random");
     if (status != LN_OK || dst->numel == 0) return status;
-    draw d = {distribution, a, b, 0, seed, stream, offset};
+    const int64_t *at = address != NULL ? (const int64_t *)address->data : NULL;
+    draw d = {distribution, a, b, 0, seed, stream, offset, at};
     if (distribution == LN_UNIFORM) d.limit = ln_element_below(dst->dtype, b);
     const ln_tensor *operands[] = {dst};
     walk w = walk_over(1, operands, ROW_MAJOR);

@@ -1,9 +1,9 @@
-/* Choosing and adding at positions that an index tensor holds. Invariants: an index is checked
- * whole before anything is written; an element receives its sources in the order of the index, from
- * one thread, so that sums are the same bits in every run. */
-#include <stdio.h>
-
+/* Choosing and adding at positions that an index tensor holds. Invariants: a position out of range
+ * is passed over, and told of later (index.cu); an element receives its sources in the order of the
+ * index, from one thread, so that sums are the same bits in every run. */
 #include "select.h"
+
+#include "index.h"
 
 /* ---- The index ---- */
 
@@ -13,61 +13,15 @@ static __device__ int64_t position_of(int64_t value, int64_t extent) {
     return value >= 1 && value <= extent ? value - 1 : -1;
 }
 
-/* Whether a value is one of low..extent, or of `also`. */
-typedef struct {
-    int64_t low, high, also;
-} range;
-
-static __global__ void check_kernel(walk w, range r, unsigned long long *first_bad) {
-    for (int64_t i = grid_thread(); i < w.numel; i += grid_threads()) {
-        int64_t offset[1];
-        walk_offsets<1>(w, i, offset);
-        int64_t value = walk_load<int64_t>(w, 0, offset[0]);
-        bool good = (value >= r.low && value <= r.high) || (value == r.also && r.high > 0);
-        if (!good) atomicMin(first_bad, (unsigned long long)i);
-    }
-}
-
-static ln_status out_of_range(const ln_tensor *index, int64_t i, int64_t extent, const char *what) {
-    int64_t at[LN_MAX_DIMS];
-    double value;
-    char position[24];
-    ln_status status = ln_tensor_element(&value, at, index, i);
-    if (status != LN_OK) return status;
-    snprintf(position, sizeof position, "%lld", (long long)at[0]);
-    return ln_fail(LN_BAD_ARGUMENT, "%s: index %lld at position %s is outside 1..%lld", what,
-                   (long long)value, index->ndim == 1 ? position : ln_text_shape(index->ndim, at),
-                   (long long)extent);
-}
-
-/* Stores the row-major place of the first value out of range, -1 where there is none. Waits for the
- * device: an index that is wrong must not be used. */
-static ln_status find_bad(int64_t *place, const ln_tensor *index, range r, const char *what) {
-    void *first = NULL;
-    const ln_tensor *t[] = {index};
-    walk w = walk_over(1, t, ROW_MAJOR);
-    ln_status status;
-    *place = -1;
-    if (index->numel == 0) return LN_OK;
-    LN_TRY(cuda_scratch(&first, sizeof *place, what));
-    LN_TRY(cuda_check(cudaMemsetAsync(first, 0xff, sizeof *place, cudaStreamPerThread), what));
-    LN_TRY(launch(what, check_kernel, blocks_for(w.numel), THREADS, w, r,
-                  (unsigned long long *)first));
-    LN_TRY(ln_transfer(place, LN_CPU, first, ln_device(index), sizeof *place));
-fail:
-    cuda_scratch_release(first);
-    return status;
-}
-
-ln_status CUDA(index_check)(int64_t *first, const ln_tensor *index, int64_t extent) {
-    ln_status status = cuda_enter(index, "index_check");
-    return status != LN_OK ? status : find_bad(first, index, {1, extent, 1}, "index_check");
+ln_status CUDA(index_check)(int64_t *first, const ln_tensor *index, int64_t extent,
+                            const char *what) {
+    ln_status status = cuda_enter(index, what);
+    *first = -1;
+    return status != LN_OK ? status : cuda_index_check(index, {1, extent, 1}, what);
 }
 
 static ln_status check_index(const ln_tensor *index, int64_t extent, const char *what) {
-    int64_t bad;
-    ln_status status = find_bad(&bad, index, {1, extent, -1}, what);
-    return status != LN_OK || bad < 0 ? status : out_of_range(index, bad, extent, what);
+    return cuda_index_check(index, {1, extent, -1}, what);
 }
 
 /* ---- Gathering: a thread an element of the result ---- */
@@ -80,8 +34,8 @@ static __global__ void gather_kernel(walk w, int64_t extent, int64_t step) {
         int64_t at[3];
         walk_offsets<3>(w, i, at);
         int64_t position = position_of(walk_load<int64_t>(w, INDEX, at[INDEX]), extent);
-        ((Bits *)w.data[SHAPED])[at[SHAPED]] =
-            ((const Bits *)w.data[ADDRESSED])[at[ADDRESSED] + position * step];
+        const Bits *from = (const Bits *)w.data[ADDRESSED] + at[ADDRESSED];
+        ((Bits *)w.data[SHAPED])[at[SHAPED]] = position < 0 ? Bits(0) : from[position * step];
     }
 }
 
@@ -139,7 +93,9 @@ static __global__ void positions_kernel(scatter s, entry *entries, int64_t lines
         walk_offsets<3>(s.others, line, offset);
         if (at < s.n) {
             int64_t value = walk_load<int64_t>(s.others, INDEX, offset[INDEX] + at * s.index_step);
-            e = {(uint64_t)(s.plain ? value : position_of(value, s.extent)), at};
+            if (s.plain) value = value < s.extent ? value : -1;
+            else value = position_of(value, s.extent);
+            if (value >= 0) e = {(uint64_t)value, at};
         }
         entries[i] = e;
     }
@@ -150,7 +106,7 @@ template <typename T> static __global__ void scatter_kernel(scatter s, const ent
         int64_t j = divide(i, s.others.numel), other = i - j * s.others.numel, offset[3];
         const entry *line = entries + (s.one_line ? 0 : other * s.length);
         uint64_t key = line[j].key;
-        if (j > 0 && line[j - 1].key == key) continue; /* another thread's element */
+        if (key == UINT64_MAX || (j > 0 && line[j - 1].key == key)) continue; /* none; another's */
         walk_offsets<3>(s.others, other, offset);
         int64_t to = offset[ADDRESSED] + (int64_t)key * s.addressed_step;
         T sum = walk_load<T>(s.others, ADDRESSED, to);
@@ -225,12 +181,8 @@ ln_status CUDA(scatter_add)(ln_tensor *dst, int dim, const ln_tensor *index, con
 
 ln_status cuda_scatter_planes(ln_tensor *dst, const ln_tensor *index, const ln_tensor *src,
                               const char *what) {
-    int64_t bad;
-    ln_status status = find_bad(&bad, index, {0, dst->shape[1] - 1, 0}, what);
+    ln_status status = cuda_index_check(index, {0, dst->shape[1] - 1, 0}, what);
     if (status != LN_OK) return status;
-    if (bad >= 0)
-        return ln_fail(LN_BAD_ARGUMENT, "%s: an index lies outside of its plane in %s", what,
-                       ln_text(dst));
     scatter s = {};
     s.plain = true;
     return run_scatter(s, dst, 1, index, src, what);

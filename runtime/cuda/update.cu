@@ -5,10 +5,12 @@
 typedef struct {
     double lr, momentum, dampening, weight_decay;
     bool moves, nesterov, first;
+    const double *lr_at; /* NULL; or where lr lies */
 } sgd;
 
 static __global__ void sgd_kernel(walk w, sgd s) {
     enum { P, G, BUF };
+    if (s.lr_at != NULL) s.lr = *s.lr_at;
     for (int64_t i = grid_thread(); i < w.numel; i += grid_threads()) {
         int64_t offset[3];
         walk_offsets<3>(w, i, offset);
@@ -28,10 +30,11 @@ static __global__ void sgd_kernel(walk w, sgd s) {
 
 ln_status CUDA(sgd_step)(ln_tensor *p, const ln_tensor *g, ln_tensor *buf, double lr,
                          double momentum, double dampening, double weight_decay, bool nesterov,
-                         bool first) {
+                         bool first, const ln_tensor *numbers) {
     ln_status status = cuda_enter(p, "sgd_step");
     if (status != LN_OK || p->numel == 0) return status;
-    sgd s = {lr, momentum, dampening, weight_decay, momentum != 0, nesterov, first};
+    const double *at = numbers != NULL ? (const double *)numbers->data : NULL;
+    sgd s = {lr, momentum, dampening, weight_decay, momentum != 0, nesterov, first, at};
     const ln_tensor *operands[] = {p, g, buf};
     walk w = walk_over(s.moves ? 3 : 2, operands, 0);
     return launch("sgd_step", sgd_kernel, blocks_for(w.numel), THREADS, w, s);
@@ -40,10 +43,16 @@ ln_status CUDA(sgd_step)(ln_tensor *p, const ln_tensor *g, ln_tensor *buf, doubl
 typedef struct {
     double decay, keep; /* weight decay added to the gradient; and the factor on p */
     double beta1, beta2, eps, step_size, correction2;
+    const double *at; /* NULL; or where keep, step_size and correction2 lie */
 } adam;
 
 static __global__ void adam_kernel(walk w, adam s) {
     enum { P, G, M, V };
+    if (s.at != NULL) {
+        s.keep = s.at[0];
+        s.step_size = s.at[1];
+        s.correction2 = s.at[2];
+    }
     for (int64_t i = grid_thread(); i < w.numel; i += grid_threads()) {
         int64_t offset[4];
         walk_offsets<4>(w, i, offset);
@@ -58,19 +67,13 @@ static __global__ void adam_kernel(walk w, adam s) {
     }
 }
 
-ln_status CUDA(adam_step)(ln_tensor *p, const ln_tensor *g, ln_tensor *m, ln_tensor *v, double lr,
-                          double beta1, double beta2, double eps, double weight_decay, int64_t step,
-                          bool decoupled) {
+ln_status CUDA(adam_step)(ln_tensor *p, const ln_tensor *g, ln_tensor *m, ln_tensor *v,
+                          double decay, double beta1, double beta2, double eps, const double *host,
+                          const ln_tensor *numbers) {
     ln_status status = cuda_enter(p, "adam_step");
     if (status != LN_OK || p->numel == 0) return status;
-    adam s = {};
-    s.decay = decoupled ? 0 : weight_decay;
-    s.keep = decoupled ? 1 - lr * weight_decay : 1;
-    s.beta1 = beta1;
-    s.beta2 = beta2;
-    s.eps = eps;
-    s.step_size = lr / (1 - pow(beta1, (double)step));
-    s.correction2 = 1 - pow(beta2, (double)step);
+    const double *at = numbers != NULL ? (const double *)numbers->data : NULL;
+    adam s = {decay, host[0], beta1, beta2, eps, host[1], host[2], at};
     const ln_tensor *operands[] = {p, g, m, v};
     walk w = walk_over(4, operands, 0);
     return launch("adam_step", adam_kernel, blocks_for(w.numel), THREADS, w, s);

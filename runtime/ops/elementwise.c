@@ -320,7 +320,9 @@ static ln_status copy_across(ln_tensor *dst, const ln_tensor *src) {
         src = &moved[1];
     }
     bool direct = ln_is_contiguous(dst) && ln_same_shape(dst, src);
-    ln_status status = LN_OK;
+    ln_status status;
+    LN_TRY(ln_capture_refuses("copy", "give the step what it reads as an argument, return what it "
+                                      "gives, and copy outside of it"));
     if (src->dtype != dst->dtype || !ln_is_contiguous(src))
         LN_TRY(copy_as(&packed, src, dst->dtype, ln_device(src), false, "copy"));
     if (packed != NULL) src = packed;

@@ -53,14 +53,21 @@ static ln_status check_parameters(const ln_tensor *dst, int distribution, double
 }
 
 ln_status ln_random(ln_tensor *dst, int distribution, double a, double b, uint64_t seed,
-                    uint64_t stream, uint64_t offset) {
-    const ln_tensor *input = dst;
-    ln_status status = ln_check_inputs("random", 1, &input);
+                    uint64_t stream, uint64_t offset, const ln_tensor *address) {
+    const ln_tensor *inputs[] = {dst, address};
+    ln_status status = ln_check_inputs("random", address == NULL ? 1 : 2, inputs);
     if (status == LN_OK) status = check_parameters(dst, distribution, a, b);
+    if (status == LN_OK && address != NULL &&
+        (ln_device(dst) == LN_CPU || address->dtype != LN_INT64 || address->numel != 2 ||
+         !ln_is_contiguous(address)))
+        status = ln_fail(LN_BAD_ARGUMENT,
+                         "random: an address is %s on %s; (2) int64 on a cuda device is taken",
+                         ln_text(address), ln_text_device(ln_device(dst)));
     if (status == LN_OK)
         status = ln_out(&dst, dst->dtype, ln_device(dst), dst->ndim, dst->shape, "random");
     if (status != LN_OK) return status;
-    return ln_backend_of(ln_device(dst))->random(dst, distribution, a, b, seed, stream, offset);
+    return ln_backend_of(ln_device(dst))
+        ->random(dst, distribution, a, b, seed, stream, offset, address);
 }
 
 ln_status ln_randperm(ln_tensor *dst, uint64_t seed, uint64_t stream) {

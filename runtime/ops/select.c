@@ -1,6 +1,8 @@
 /* Sorting, choosing and scattering: checks, results' shapes, dispatch. No element loops. Invariant:
  * what reaches a backend has been checked as ops.def promises; the values inside index tensors are
  * the backend's to check. */
+#include <stdio.h>
+
 #include "check.h"
 
 static ln_status choose(ln_tensor **values, ln_tensor **indices, const ln_tensor *x, int64_t k,
@@ -50,6 +52,25 @@ static ln_status check_index(const char *what, const ln_tensor *x, int dim, cons
         return ln_fail(LN_BAD_ARGUMENT, "%s: index %s has %d dimensions; %d are taken", what,
                        ln_text(index), index->ndim, ndim);
     return LN_OK;
+}
+
+ln_status ln_index_check(const ln_tensor *index, int64_t extent, const char *what) {
+    int64_t first, at[LN_MAX_DIMS];
+    double value;
+    char position[24];
+    ln_status status = ln_check_inputs(what, 1, &index);
+    if (status != LN_OK) return status;
+    if (index->dtype != LN_INT64 && index->dtype != LN_INT32)
+        return ln_fail(LN_BAD_ARGUMENT, "%s: the index is %s; int64 and int32 are taken", what,
+                       ln_text_dtype(index->dtype));
+    status = ln_backend_of(ln_device(index))->index_check(&first, index, extent, what);
+    if (status != LN_OK || first < 0) return status;
+    status = ln_tensor_element(&value, at, index, first);
+    if (status != LN_OK) return status;
+    snprintf(position, sizeof position, "%lld", (long long)first + 1);
+    return ln_fail(LN_BAD_ARGUMENT, "%s: index %lld at position %s is outside 1..%lld", what,
+                   (long long)value, index->ndim == 1 ? position : ln_text_shape(index->ndim, at),
+                   (long long)extent);
 }
 
 ln_status ln_index_select(ln_tensor **out, const ln_tensor *x, int dim, const ln_tensor *index) {

@@ -212,6 +212,96 @@ static void strangers(void) {
            "a source that is not pinned is refused");
 }
 
+/* ---- Capture ---- */
+
+static __global__ void add_kernel(int *out, int what) {
+    out[threadIdx.x] += what;
+}
+
+static cudaError_t add(int *out, int what) {
+    cudaLaunchConfig_t config = {dim3(1), dim3(4), 0, NULL};
+    return cudaLaunchKernelEx(&config, add_kernel, out, what);
+}
+
+static int second(const int *device) {
+    int host[4];
+    cudaMemcpyAsync(host, device, sizeof host, cudaMemcpyDeviceToHost, NULL);
+    return host[1];
+}
+
+static cudaGraphExec_t recorded(int *device) {
+    cudaGraph_t graph;
+    cudaGraphExec_t executable;
+    int what = 5;
+    cudaStreamBeginCapture(NULL, cudaStreamCaptureModeRelaxed);
+    add(device, what);
+    what = 100;
+    add(device, 2);
+    expect(cudaStreamEndCapture(NULL, &graph) == cudaSuccess, "what was recorded is a graph");
+    cudaGraphInstantiate(&executable, graph, 0);
+    cudaGraphDestroy(graph);
+    return executable;
+}
+
+static void captures(void) {
+    int *device;
+    cudaMallocAsync((void **)&device, 4 * sizeof(int), NULL);
+    cudaMemsetAsync(device, 0, 4 * sizeof(int), NULL);
+    cudaGraphExec_t executable = recorded(device);
+    expect(second(device) == 0, "what is recorded is not done");
+    cudaGraphLaunch(executable, NULL);
+    cudaGraphLaunch(executable, NULL);
+    expect(second(device) == 14, "a launch does it again, with the arguments of then");
+    cudaGraphExecDestroy(executable);
+    cudaFreeAsync(device, NULL);
+}
+
+/* Does a call under capture, which must fail with this error and spoil the capture, or neither. */
+template <typename Call>
+static void under_capture(Call call, cudaError_t expected, const char *what) {
+    int *device;
+    cudaGraph_t graph = NULL;
+    bool good = expected == cudaSuccess;
+    cudaMallocAsync((void **)&device, 4 * sizeof(int), NULL);
+    cudaStreamBeginCapture(NULL, cudaStreamCaptureModeRelaxed);
+    expect(call(device) == expected, what);
+    expect((add(device, 1) == cudaSuccess) == good, what);
+    expect((cudaStreamEndCapture(NULL, &graph) == cudaSuccess) == good && (graph != NULL) == good,
+           what);
+    if (good) cudaGraphDestroy(graph);
+    expect(cudaStreamSynchronize(NULL) == cudaSuccess, "after a capture all is as before");
+    cudaFreeAsync(device, NULL);
+}
+
+static void spoilt_captures(void) {
+    static int host[4];
+    int *pinned, *own = NULL;
+    upload u = begin_upload(true);
+    cudaHostAlloc((void **)&pinned, sizeof host, cudaHostAllocPortable);
+    const cudaError_t no = cudaErrorStreamCaptureUnsupported;
+    under_capture([](int *) { return cudaStreamSynchronize(NULL); }, no, "a wait is refused");
+    under_capture(
+        [](int *d) { return cudaMemcpyAsync(host, d, sizeof host, cudaMemcpyDeviceToHost, NULL); },
+        no, "a copy to pageable memory is refused");
+    under_capture(
+        [=](int *d) {
+            return cudaMemcpyAsync(d, pinned, sizeof host, cudaMemcpyHostToDevice, NULL);
+        },
+        cudaSuccess, "a copy from pinned memory is recorded");
+    under_capture([](int *d) { return cudaFreeAsync(d, NULL); }, no, "freeing is refused");
+    under_capture([&](int *) { return cudaMallocAsync((void **)&own, 16, NULL); }, no,
+                  "memory of the stream is refused");
+    under_capture([&](int *) { return cudaMalloc((void **)&own, 16); }, cudaSuccess,
+                  "memory of the device is given");
+    under_capture([=](int *) { return cudaFree(own); }, no, "giving it back is refused");
+    under_capture([=](int *) { return cudaStreamWaitEvent(NULL, u.event, 0); },
+                  cudaErrorStreamCaptureIsolation, "a wait for what is not captured is refused");
+    under_capture([=](int *) { return cudaEventSynchronize(u.event); }, cudaSuccess,
+                  "the host may wait for it");
+    cudaFree(own);
+    cudaFreeHost(pinned);
+}
+
 /* Each in a process of its own, for it loses the device. */
 static void fault(const char *name) {
     int *in, *out;
@@ -258,6 +348,8 @@ int main(int argc, char **argv) {
         refusals();
         order();
         strangers();
+        captures();
+        spoilt_captures();
     }
     return failures;
 }

@@ -107,7 +107,7 @@ ln_status cuda_compile(const compiled **out, const char *source, const char *wha
 
 typedef struct {
     const compiled *kernel;
-    const void *argument;
+    char argument[]; /* aligned as the pointer is */
 } call;
 
 static void run_thread(void *context) {
@@ -117,7 +117,7 @@ static void run_thread(void *context) {
 
 /* The argument is copied, as a launch does. */
 ln_status cuda_run(const compiled *kernel, unsigned blocks, unsigned threads, size_t shared,
-                   const void *argument, size_t, const char *what) {
+                   const void *argument, size_t bytes, const char *what) {
     cudaLaunchConfig_t config = {};
     cudaError_t error = cudaSuccess;
     if (shared > PLAIN_SHARED)
@@ -125,8 +125,13 @@ ln_status cuda_run(const compiled *kernel, unsigned blocks, unsigned threads, si
                                      cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
     if (error != cudaSuccess) return cuda_fail(error, what);
     config.dynamicSmemBytes = shared;
-    call c = {kernel, argument};
+    call *c = (call *)malloc(sizeof *c + bytes);
+    if (c == NULL) return ln_fail(LN_OUT_OF_MEMORY, "%s: out of memory", what);
+    c->kernel = kernel;
+    memcpy(c->argument, argument, bytes);
     config.gridDim = dim3(blocks);
     config.blockDim = dim3(threads);
-    return cuda_check(cuda_host_launch(&config, (const void *)kernel, run_thread, &c), what);
+    error = cuda_host_launch(&config, (const void *)kernel, run_thread, c, sizeof *c + bytes);
+    free(c);
+    return cuda_check(error, what);
 }

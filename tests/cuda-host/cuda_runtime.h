@@ -3,7 +3,7 @@
  * typed launch; what kernels use is in device.h. Invariants: whatever a real device would refuse or
  * lose is refused or lost here, and more: accesses one past a block of memory, barriers that not
  * all threads reach, device memory that host code touches, and memory that is freed under a copy.
- * See threads.cc, memory.cc and streams.cc. */
+ * See threads.cc, memory.cc, streams.cc and graphs.cc. */
 #ifndef LN_CUDA_HOST_RUNTIME_H
 #define LN_CUDA_HOST_RUNTIME_H
 #include <math.h>
@@ -28,6 +28,7 @@ typedef enum {
     cudaErrorInvalidDevice = 101,
     cudaErrorECCUncorrectable = 214,
     cudaErrorNvlinkUncorrectable = 220,
+    cudaErrorIllegalState = 401,
     cudaErrorNotReady = 600,
     cudaErrorIllegalAddress = 700,
     cudaErrorLaunchTimeout = 702,
@@ -38,7 +39,10 @@ typedef enum {
     cudaErrorMisalignedAddress = 716,
     cudaErrorInvalidAddressSpace = 717,
     cudaErrorInvalidPc = 718,
-    cudaErrorLaunchFailure = 719
+    cudaErrorLaunchFailure = 719,
+    cudaErrorStreamCaptureUnsupported = 900,
+    cudaErrorStreamCaptureInvalidated = 901,
+    cudaErrorStreamCaptureIsolation = 905
 } cudaError_t;
 
 const char *cudaGetErrorName(cudaError_t error);
@@ -75,15 +79,29 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventQuery(cudaEvent_t event);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 
+/* See graphs.cc. */
+typedef struct cuda_host_graph *cudaGraph_t;
+typedef struct cuda_host_executable *cudaGraphExec_t;
+typedef enum { cudaStreamCaptureModeRelaxed = 2 } cudaStreamCaptureMode;
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t graph,
+                                 unsigned long long flags);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream);
+
 typedef enum {
     cudaMemPoolAttrReleaseThreshold,
     cudaMemPoolAttrReservedMemCurrent,
     cudaMemPoolAttrUsedMemCurrent
 } cudaMemPoolAttr;
 
+cudaError_t cudaMalloc(void **p, size_t bytes);
+cudaError_t cudaFree(void *p);
 cudaError_t cudaMallocAsync(void **p, size_t bytes, cudaStream_t stream);
 cudaError_t cudaFreeAsync(void *p, cudaStream_t stream);
-enum { cudaHostAllocPortable = 1 };
+enum { cudaHostAllocPortable = 1, cudaHostAllocMapped = 2 };
 cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned flags);
 cudaError_t cudaFreeHost(void *p);
 cudaError_t cudaMemGetInfo(size_t *available, size_t *total);
@@ -122,17 +140,18 @@ typedef struct {
 typedef enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 } cudaFuncAttribute;
 cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute name, int value);
 
-/* Runs thread(context), which calls the kernel, for every thread of the grid. */
+/* Runs thread(context), which calls the kernel, for every thread of the grid. The context's bytes
+ * are copied where that happens later. */
 cudaError_t cuda_host_launch(const cudaLaunchConfig_t *config, const void *kernel,
-                             void (*thread)(void *context), void *context);
+                             void (*thread)(void *context), void *context, size_t bytes);
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(Parameters...),
                                Arguments &&...arguments) {
-    auto thread = [&] { kernel(Parameters(arguments)...); };
+    auto thread = [=] { kernel(Parameters(arguments)...); };
     return cuda_host_launch(
         config, (const void *)kernel, [](void *context) { (*(decltype(thread) *)context)(); },
-        &thread);
+        &thread, sizeof thread);
 }
 
 #endif

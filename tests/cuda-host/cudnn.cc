@@ -4,6 +4,7 @@
  * Invariant: an engine that must not be chosen gives NaN, or TF32's few digits. */
 #include <string.h>
 
+#include <array>
 #include <map>
 #include <vector>
 
@@ -416,11 +417,9 @@ EXPORT int cudnnBackendExecute(dnn_handle handle, dnn_descriptor plan_handle,
         return DNN_STATUS_BAD_PARAM;
     int64_t bytes = workspace_of(config->engine);
     void *workspace = pack->value<void *>(DNN_ATTR_VARIANT_PACK_WORKSPACE);
-    if (bytes > 0 &&
-        (workspace == NULL || cudaMemsetAsync(workspace, 0xff, (size_t)bytes, NULL) != cudaSuccess))
-        return DNN_STATUS_BAD_PARAM_SIZE_INSUFFICIENT;
+    if (bytes > 0 && workspace == NULL) return DNN_STATUS_BAD_PARAM_SIZE_INSUFFICIENT;
     operation_names n = names_of(operation->type);
-    void *data[3] = {};
+    std::array<void *, 3> data = {};
     int i = 0;
     for (int name : {n.x, n.w, n.y}) {
         int64_t id = operation->part(name)->value<int64_t>(DNN_ATTR_TENSOR_UNIQUE_ID);
@@ -429,5 +428,20 @@ EXPORT int cudnnBackendExecute(dnn_handle handle, dnn_descriptor plan_handle,
                 data[i] = pack->list<void *>(DNN_ATTR_VARIANT_PACK_DATA_POINTERS)[k];
         i++;
     }
-    return compute(*operation, config->engine, data);
+    int engine = config->engine, computed = DNN_STATUS_SUCCESS;
+    auto compute_all = [=](int *status) {
+        if (bytes > 0 && cudaMemsetAsync(workspace, 0xff, (size_t)bytes, NULL) != cudaSuccess)
+            *status = DNN_STATUS_BAD_PARAM_SIZE_INSUFFICIENT;
+        else *status = compute(*operation, engine, data.data());
+    };
+    if (!cuda_host_captures()) {
+        compute_all(&computed);
+        return computed;
+    }
+    auto later = [=] {
+        int status;
+        compute_all(&status);
+        return status == DNN_STATUS_SUCCESS ? cudaSuccess : cudaErrorLaunchFailure;
+    };
+    return cuda_host_ask(later) == cudaSuccess ? DNN_STATUS_SUCCESS : DNN_STATUS_EXECUTION_FAILED;
 }

@@ -3,6 +3,8 @@
 #define LN_CUDA_HOST_HOST_H
 #include "cuda_runtime.h"
 
+#include <functional>
+
 /* The device is lost with this error and text from now on. Returns the error. */
 cudaError_t cuda_host_fault(cudaError_t error, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
@@ -35,5 +37,16 @@ void cuda_host_check_free(const void *block);
 long cuda_host_tick(void);
 /* Whether what is asked of the stream next comes after this of the threads' own streams. */
 bool cuda_host_is_after(cudaStream_t stream, long tick);
+
+/* ---- Capture (graphs.cc); also for the stand-in of cuDNN ---- */
+
+#pragma GCC visibility push(default)
+/* Whether the calling thread's own stream is under capture. */
+bool cuda_host_captures(void);
+/* What is asked of that stream: done now or, under capture, kept for the launches of the graph. */
+cudaError_t cuda_host_ask(const std::function<cudaError_t()> &call);
+#pragma GCC visibility pop
+/* What a capture cannot take: fails under one, and spoils it. */
+cudaError_t cuda_host_refuse(void);
 
 #endif

@@ -87,6 +87,10 @@ const char *cudaGetErrorName(cudaError_t error) {
     case cudaErrorNotReady: return "cudaErrorNotReady";
     case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
     case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
+    case cudaErrorIllegalState: return "cudaErrorIllegalState";
+    case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureInvalidated: return "cudaErrorStreamCaptureInvalidated";
+    case cudaErrorStreamCaptureIsolation: return "cudaErrorStreamCaptureIsolation";
     default: return "another error";
     }
 }
@@ -141,7 +145,7 @@ static block *find(const void *p, size_t bytes) {
     return (char *)p + bytes <= start + b.bytes ? &b : NULL;
 }
 
-cudaError_t cudaMallocAsync(void **p, size_t bytes, cudaStream_t stream) {
+static cudaError_t allocate(void **p, size_t bytes, cudaStream_t stream) {
     if (fault != cudaSuccess) return fault;
     if (bytes == 0) return cudaErrorInvalidValue;
     if (bytes > total() - used[current_device]) return cudaErrorMemoryAllocation;
@@ -179,7 +183,7 @@ static void check_pad(const char *data, const block &b) {
     cuda_host_close();
 }
 
-cudaError_t cudaFreeAsync(void *p, cudaStream_t) {
+static cudaError_t give_back(void *p) {
     cuda_host_check_free(p);
     pthread_mutex_lock(&lock);
     auto found = blocks.find((char *)p);
@@ -192,6 +196,26 @@ cudaError_t cudaFreeAsync(void *p, cudaStream_t) {
     }
     pthread_mutex_unlock(&lock);
     return known ? fault : cudaErrorInvalidValue;
+}
+
+cudaError_t cudaMallocAsync(void **p, size_t bytes, cudaStream_t stream) {
+    cudaError_t error = stream == NULL ? cuda_host_refuse() : cudaSuccess;
+    return error != cudaSuccess ? error : allocate(p, bytes, stream);
+}
+
+cudaError_t cudaFreeAsync(void *p, cudaStream_t stream) {
+    cudaError_t error = stream == NULL ? cuda_host_refuse() : cudaSuccess;
+    return error != cudaSuccess ? error : give_back(p);
+}
+
+cudaError_t cudaMalloc(void **p, size_t bytes) {
+    return allocate(p, bytes, NULL);
+}
+
+/* Waits for the device, which a capture of any stream forbids. */
+cudaError_t cudaFree(void *p) {
+    cudaError_t error = cuda_host_refuse();
+    return error != cudaSuccess ? error : give_back(p);
 }
 
 cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned) {
@@ -267,16 +291,28 @@ cudaError_t cuda_host_do(const cuda_host_copy &c) {
     return cudaSuccess;
 }
 
+/* Under the lock. */
+static bool is_pinned(const void *p, size_t bytes) {
+    auto from = pinned.upper_bound((char *)p);
+    if (from == pinned.begin()) return false;
+    --from;
+    return (char *)p + bytes <= from->first + from->second;
+}
+
+/* What a graph copies lies on the device, or in memory that stays where it is. */
+static bool may_be_recorded(const cuda_host_copy &c) {
+    pthread_mutex_lock(&lock);
+    bool good = (c.kind != cudaMemcpyHostToDevice || is_pinned(c.src, c.bytes)) &&
+                (c.kind != cudaMemcpyDeviceToHost || is_pinned(c.dst, c.bytes));
+    pthread_mutex_unlock(&lock);
+    return good;
+}
+
 /* A device reads later only from pinned memory, and writes what was allocated before. */
 static bool may_be_put_off(const cuda_host_copy &c, cudaStream_t stream) {
     if (c.kind != cudaMemcpyHostToDevice || !ends_are_sound(c)) return false;
     pthread_mutex_lock(&lock);
-    auto from = pinned.upper_bound((char *)c.src);
-    bool good = from != pinned.begin();
-    if (good) {
-        --from;
-        good = (char *)c.src + c.bytes <= from->first + from->second;
-    }
+    bool good = is_pinned(c.src, c.bytes);
     const block *to = find(c.dst, c.bytes);
     good &= to->stream == stream || cuda_host_is_after(stream, to->tick);
     pthread_mutex_unlock(&lock);
@@ -286,7 +322,10 @@ static bool may_be_put_off(const cuda_host_copy &c, cudaStream_t stream) {
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
     cuda_host_copy copy = {dst, src, bytes, kind};
-    if (stream == cudaStreamPerThread) return cuda_host_do(copy);
+    if (stream == cudaStreamPerThread) {
+        if (cuda_host_captures() && !may_be_recorded(copy)) return cuda_host_refuse();
+        return cuda_host_ask([copy] { return cuda_host_do(copy); });
+    }
     if (fault != cudaSuccess) return fault;
     if (!may_be_put_off(copy, stream)) return cudaErrorInvalidValue;
     cuda_host_put_off(stream, copy);
@@ -309,11 +348,15 @@ cudaError_t cudaMemcpyPeerAsync(void *dst, int, const void *src, int, size_t byt
     return cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, stream);
 }
 
-cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t) {
+static cudaError_t set(void *p, int value, size_t bytes) {
     if (fault != cudaSuccess) return fault;
     if (!is_sound(p, bytes, true)) return cudaErrorInvalidValue;
     cuda_host_open();
     memset(p, value, bytes);
     cuda_host_close();
     return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t) {
+    return cuda_host_ask([=] { return set(p, value, bytes); });
 }

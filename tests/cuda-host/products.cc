@@ -2,6 +2,8 @@
  * backend, and the result is copied back. Holds no arithmetic but the rounding to TF32. */
 #include "products.h"
 
+#include "host.h"
+
 #include <string.h>
 
 /* Matrix b of a batch as a tensor in host memory. With `values`, the device's are copied in. */
@@ -85,15 +87,26 @@ fail:
     return status;
 }
 
-ln_status cuda_product(const product_kind &kind, matrix z, matrix x, matrix y, int64_t n, int64_t m,
-                       int64_t k, int64_t batches, bool add, const char *what) {
+static ln_status multiply_all(const product_kind &kind, const matrix &z, const matrix &x,
+                              const matrix &y, int64_t n, int64_t m, int64_t k, int64_t batches,
+                              bool add) {
     float factors[] = {1, add ? 1.0f : 0.0f};
     ln_status status = LN_OK;
     if (kind.factors != NULL)
         status = cuda_check(
             cudaMemcpyAsync(factors, kind.factors, sizeof factors, cudaMemcpyDeviceToHost, NULL),
-            what);
+            "product");
     for (int64_t b = 0; b < batches && status == LN_OK; b++)
         status = multiply(kind, factors, z, x, y, n, m, k, b);
     return status;
+}
+
+ln_status cuda_product(const product_kind &kind, matrix z, matrix x, matrix y, int64_t n, int64_t m,
+                       int64_t k, int64_t batches, bool add, const char *what) {
+    if (!cuda_host_captures()) return multiply_all(kind, z, x, y, n, m, k, batches, add);
+    auto later = [=] {
+        ln_status status = multiply_all(kind, z, x, y, n, m, k, batches, add);
+        return status == LN_OK ? cudaSuccess : cudaErrorLaunchFailure;
+    };
+    return cuda_check(cuda_host_ask(later), what);
 }

@@ -97,6 +97,8 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    cudaError_t error = stream == NULL ? cuda_host_refuse() : cudaSuccess;
+    if (error != cudaSuccess) return error;
     pthread_mutex_lock(&lock);
     if (stream != NULL) pass({stream, stream->asked, 0});
     pthread_mutex_unlock(&lock);
@@ -112,7 +114,11 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     return error;
 }
 
+/* What is captured waits for nothing outside of the capture. */
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    cudaError_t error = stream == NULL ? cuda_host_refuse() : cudaSuccess;
+    if (error != cudaSuccess)
+        return error == cudaErrorStreamCaptureUnsupported ? cudaErrorStreamCaptureIsolation : error;
     pthread_mutex_lock(&lock);
     if (stream == NULL) pass(event->at);
     else if (event->at.stream != NULL) ask(stream, {{}, event->at});
@@ -134,7 +140,10 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
     return cudaGetLastError();
 }
 
+/* CUDA would make an event a part of the graph, for which nothing here has a use. */
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    cudaError_t error = stream == NULL ? cuda_host_refuse() : cudaSuccess;
+    if (error != cudaSuccess) return error;
     pthread_mutex_lock(&lock);
     event->at = {stream, stream == NULL ? 0 : stream->asked, cuda_host_tick()};
     pthread_mutex_unlock(&lock);

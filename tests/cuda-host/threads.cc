@@ -16,6 +16,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
+#include <vector>
 
 enum { MOST_THREADS = 1024, STACK = 64 << 10, GUARD = 4096, WARP = 32 };
 enum { MOST_SHARED = 227 << 10, PLAIN_SHARED = 48 << 10, ALIGNMENT = 16 };
@@ -218,25 +219,29 @@ static size_t shared_limit(const void *kernel) {
     return found == allowed.end() ? (size_t)PLAIN_SHARED : (size_t)found->second;
 }
 
-cudaError_t cuda_host_launch(const cudaLaunchConfig_t *config, const void *kernel,
-                             void (*thread)(void *context), void *context) {
-    cudaError_t error = cuda_host_begin();
-    if (error != cudaSuccess) return error;
+static cudaError_t check(const cudaLaunchConfig_t *config, const void *kernel) {
     dim3 grid = config->gridDim, block = config->blockDim;
     uint64_t threads = (uint64_t)block.x * block.y * block.z;
     if (threads < 1 || threads > MOST_THREADS || config->dynamicSmemBytes > MOST_SHARED ||
         grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.y > 65535 || grid.z > 65535)
         return cudaErrorInvalidConfiguration;
     pthread_mutex_lock(&run.lock);
+    bool fits = config->dynamicSmemBytes <= shared_limit(kernel);
+    pthread_mutex_unlock(&run.lock);
+    return fits ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+static cudaError_t run_grid(const cudaLaunchConfig_t *config, void (*thread)(void *context),
+                            void *context) {
+    cudaError_t error = cuda_host_begin();
+    if (error != cudaSuccess) return error;
+    dim3 grid = config->gridDim, block = config->blockDim;
+    pthread_mutex_lock(&run.lock);
     if (!prepare()) abort();
-    if (config->dynamicSmemBytes > shared_limit(kernel)) {
-        pthread_mutex_unlock(&run.lock);
-        return cudaErrorInvalidValue;
-    }
     cuda_host_open();
     blockDim = block;
     gridDim = grid;
-    run.count = (int)threads;
+    run.count = (int)(block.x * block.y * block.z);
     run.shared_bytes = config->dynamicSmemBytes;
     run.thread = thread;
     run.context = context;
@@ -250,6 +255,16 @@ cudaError_t cuda_host_launch(const cudaLaunchConfig_t *config, const void *kerne
     cuda_host_close();
     pthread_mutex_unlock(&run.lock);
     return cudaSuccess; /* what went wrong in it is met by the next call, as on a device */
+}
+
+cudaError_t cuda_host_launch(const cudaLaunchConfig_t *config, const void *kernel,
+                             void (*thread)(void *context), void *context, size_t bytes) {
+    cudaError_t error = check(config, kernel);
+    if (error != cudaSuccess) return error;
+    if (!cuda_host_captures()) return run_grid(config, thread, context);
+    std::vector<char> copy((char *)context, (char *)context + bytes);
+    cudaLaunchConfig_t then = *config;
+    return cuda_host_ask([=]() mutable { return run_grid(&then, thread, copy.data()); });
 }
 
 /* ---- What threads of a block do together ---- */

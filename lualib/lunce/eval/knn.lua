@@ -1,5 +1,5 @@
--- The k-nearest-neighbour vote on frozen features. Holds no state. Invariant: memory is that of a
--- chunk of queries against the bank, whatever the number of queries.
+-- The k-nearest-neighbour vote on frozen features, wherever they lie. Holds no state. Invariant:
+-- memory is that of a chunk of queries against the bank, whatever the number of queries.
 local lunce = require "lunce"
 local options = require("lunce.options").options
 local raise = require("lunce.ffi").raise
@@ -35,7 +35,8 @@ end
 local function vote(found, cosines, k, temperature, classes)
   local s = cosines:narrow(2, 1, k)
   local weights = ((s - s:narrow(2, 1, 1)) / temperature):exp()
-  local votes = lunce.zeros(found.shape[1], classes, { dtype = weights.dtype })
+  local votes = lunce.zeros(found.shape[1], classes,
+    { dtype = weights.dtype, device = weights.device })
   return votes:scatter_add(2, found:narrow(2, 1, k), weights):argmax(2)
 end
 

@@ -25,7 +25,7 @@ return define({
   if o.beta == "anchor" then raise('gate: beta is a number, a tensor of one element or "batch"') end
   local pair = views.pair(z_i, z_j, "gate")
   local beta = views.shape(pair, nil, o.beta, o)
-  local rho = pair.negatives:tail{ k = 0 }.rho
+  local rho = pair.negatives:tail{ k = 0, candidates = pair.candidates }.rho
   local lambda = evt.rho_gate(rho, o.rho0, o.scale)
   if o.beta == "batch" and not o.state.fitted then lambda = lambda * 0 end
   local function mixture(s, mix, shape) return views.mixture(s, o.tau, mix, shape) end

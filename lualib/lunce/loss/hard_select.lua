@@ -20,7 +20,7 @@ return define({
   },
 }, function(z_i, z_j, o)
   local pair = views.pair(z_i, z_j, "hard_select")
-  local tail = pair.negatives:tail()
+  local tail = pair.negatives:tail{ candidates = pair.candidates }
   local beta = views.shape(pair, tail, "anchor", o)
   tail.rho0, tail.beta = evt.quantile(tail.rho, o.q), beta
   tail.chosen = tail.rho:le(tail.rho0):logical_and(tail.delta_aic:ge(o.margin))

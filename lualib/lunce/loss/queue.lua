@@ -5,6 +5,7 @@ local arguments = require "lunce.loss.arguments"
 local autocast = require "lunce.autocast"
 local options = require("lunce.options").options
 local raise = require("lunce.ffi").raise
+local tensor = require "lunce.tensor"
 
 ---@class lunce.Queue
 ---@field keys lunce.Tensor (size,D) the negatives of the next batch
@@ -24,6 +25,7 @@ end
 --- still reads them.
 ---@param keys lunce.Tensor (N,D), N up to the queue's size; taken without gradient
 function Queue:push(keys)
+  tensor.no_capture("queue:push", "its place in the queue is Lua's number; push after the step")
   local size, D = self.keys.shape[1], self.keys.shape[2]
   keys = autocast.wide(keys)
   local N = arguments.rows(keys, "keys", "queue:push").shape[1]

@@ -53,6 +53,7 @@ end
 
 ---@class lunce.Views
 ---@field N integer pairs; there are 2N anchors
+---@field candidates integer negatives of each
 ---@field negatives lunce.Similarity (2N,2N) each anchor's negatives
 ---@field positive lunce.Tensor (2N) each anchor's similarity to its positive
 ---@field what string the loss, for messages
@@ -68,8 +69,8 @@ function M.pair(z_i, z_j, what)
   local first = M.own(z_i)
   local positives = lunce.cat({ first + N, first }, 1)
   local S = similarity.cosine(lunce.cat({ z_i, z_j }, 1))
-  return { N = N, negatives = S:without_self():without(positives), positive = S:at(positives),
-    what = what }
+  return { N = N, candidates = 2 * N - 2, negatives = S:without_self():without(positives),
+    positive = S:at(positives), what = what }
 end
 
 --- The cosine of each prediction with its target, which gets no gradient.
@@ -125,7 +126,7 @@ function M.shape(views, tail, beta, o)
     end
     return moving(views, o)
   elseif beta == "anchor" then
-    local shrunk = evt.shrink(tail or views.negatives:tail(),
+    local shrunk = evt.shrink(tail or views.negatives:tail{ candidates = views.candidates },
       { beta_t = moving(views, o), c = o.shrink_c, r2_min = o.r2_min })
     return shrunk:to(views.positive.dtype)
   end
@@ -133,7 +134,7 @@ function M.shape(views, tail, beta, o)
 end
 
 local function evidence(views, o)
-  local tail = views.negatives:tail()
+  local tail = views.negatives:tail{ candidates = views.candidates }
   tail.rho0 = evt.quantile(tail.rho, o.q)
   tail.lambda_rho = evt.rho_gate(tail.rho, tail.rho0, o.kappa_rho)
   tail.lambda_aic = evt.aic_gate(tail.delta_aic, o.margin, o.kappa_aic)

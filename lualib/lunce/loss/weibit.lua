@@ -20,7 +20,7 @@ return define({
   -- The released code cuts the tail's size to an integer here and rounds it elsewhere.
   local K = 2 * pair.N - 2
   local tail = o.beta == "anchor"
-    and pair.negatives:tail{ k = math.min(math.max(32, math.floor(0.10 * K)), K) }
+    and pair.negatives:tail{ k = math.min(math.max(32, math.floor(0.10 * K)), K), candidates = K }
   local beta = views.shape(pair, tail, o.beta, o)
   return views.contrast(pair, views.shortfall, beta):mean()
 end)

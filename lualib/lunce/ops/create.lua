@@ -214,8 +214,8 @@ end
 -- ---- Random numbers --------------------------------------------------------------------------
 
 local function draw(t, set, distribution, a, b)
-  local seed, stream = random.address(set)
-  call(C.ln_random, t.h, distribution, a, b, seed, stream, 0)
+  local seed, stream, address = random.address(set, t)
+  call(C.ln_random, t.h, distribution, a, b, seed, stream, 0, address)
   return finish(t, set)
 end
 
@@ -259,8 +259,9 @@ end
 ---@return lunce.Tensor
 function M.randperm(n, given)
   local set = option.options(given, positions, "randperm")
+  tensor.no_capture("randperm", "the host draws it; draw it before, and give it as an argument")
   local t = empty(set, "randperm", extents("randperm", 0, { n }))
-  local seed, stream = random.address(set)
+  local seed, stream = random.address(set, t)
   call(C.ln_randperm, t.h, seed, stream)
   return t
 end

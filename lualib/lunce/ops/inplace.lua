@@ -84,8 +84,8 @@ local function draw(name, x, distribution, a, b, given)
   guard(x, name)
   tensor.need_number(a, name, "the first parameter")
   tensor.need_number(b, name, "the second parameter")
-  local seed, stream = random.address(option.options(given, address, name))
-  call(C.ln_random, x.h, distribution, a, b, seed, stream, 0)
+  local seed, stream, at = random.address(option.options(given, address, name), x)
+  call(C.ln_random, x.h, distribution, a, b, seed, stream, 0, at)
   return x
 end
 

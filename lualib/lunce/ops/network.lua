@@ -270,6 +270,9 @@ define_softmax("log_softmax", true)
 -- Labels outside 1..C are an error that names the loss, not the gather under it.
 local function check_labels(target, classes)
   if target:numel() == 0 then return end
+  if target.device ~= "cpu" then
+    return call(C.ln_index_check, target.h, classes, "cross_entropy")
+  end
   local low, high = target:min():item(), target:max():item()
   if low < 1 or high > classes then
     raise("cross_entropy: labels from %g to %g; 1 to %d are taken", low, high, classes)
@@ -335,8 +338,8 @@ function M.dropout(x, p, given)
   if p < 0 or p > 1 then raise("dropout: probability %g; 0 to 1 is taken", p) end
   if not set.training or p == 0 then return need(x, "dropout", 1) end
   local mask = create.zeros_like(need(x, "dropout", 1))
-  local seed, stream = random.address(set)
-  call(C.ln_random, mask.h, C.LN_BERNOULLI, 1 - p, 0, seed, stream, 0)
+  local seed, stream, address = random.address(set, mask)
+  call(C.ln_random, mask.h, C.LN_BERNOULLI, 1 - p, 0, seed, stream, 0, address)
   if p < 1 then mask:mul_(1 / (1 - p)) end
   call(C.ln_binary, out(), C.LN_MUL, x.h, mask.h)
   local y = take()

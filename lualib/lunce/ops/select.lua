@@ -98,14 +98,16 @@ function M.one_hot(labels, classes)
   if labels.dtype:find "float" or labels.dtype == "bool" then
     raise("one_hot: labels are %s; an integer dtype is taken", labels.dtype)
   end
-  if labels:numel() > 0 and (labels:min():item() < 1 or labels:max():item() > classes) then
+  if labels.device ~= "cpu" then
+    call(C.ln_index_check, labels:to("int64").h, classes, "one_hot")
+  elseif labels:numel() > 0 and (labels:min():item() < 1 or labels:max():item() > classes) then
     raise("one_hot: labels run from %d to %d; 1 to %d are taken", labels:min():item(),
       labels:max():item(), classes)
   end
   local index = labels:unsqueeze(-1)
   shape[#shape + 1] = classes
-  local y = create.zeros(shape, { dtype = "int64" }):to(labels.device)
-  local ones = create.ones(index.shape, { dtype = "int64" }):to(labels.device)
+  local y = create.zeros(shape, { dtype = "int64", device = labels.device })
+  local ones = create.ones(index.shape, { dtype = "int64", device = labels.device })
   call(C.ln_scatter_add, y.h, #shape - 1, index.h, ones.h)
   return y
 end

@@ -73,6 +73,13 @@ end
 
 -- ---- Lua values ------------------------------------------------------------------------------
 
+-- A captured step cannot bring values home.
+local function check_home(about, what)
+  if about.device ~= C.LN_CPU then
+    tensor.no_capture(what, "return the tensor, and look at its values after the step")
+  end
+end
+
 local one = ffi.new "double[1]"
 
 --- The only element of x: a number, or a boolean of a bool tensor.
@@ -83,6 +90,7 @@ function M.item(x)
   if about.numel ~= 1 then
     raise("item: a tensor of %d elements; exactly one is taken", tonumber(about.numel))
   end
+  check_home(about, "item")
   call(C.ln_tensor_read, one, x.h, 1)
   if is_bool then return one[0] ~= 0 end
   return one[0]
@@ -101,6 +109,7 @@ end
 --- The elements as nested tables; of a tensor without dimensions, the element itself.
 function M.tolist(x)
   local n = M.numel(need(x, "tolist", 1))
+  check_home(tensor.info(x), "tolist")
   local values = ffi.new("double[?]", math.max(n, 1))
   call(C.ln_tensor_read, values, x.h, n)
   return (nested(values, 0, x.shape, 1, x.dtype == "bool"))

@@ -1,11 +1,14 @@
 -- Adam (arXiv 1412.6980) and AdamW (arXiv 1711.05101), as torch.optim has them.
 local C = require("lunce.ffi").C
+local captured = require "lunce.optim.captured"
+local ffi = require "ffi"
 local call = require("lunce.ffi").call
 local lunce = require "lunce"
 local optimiser = require "lunce.optim.optimiser"
 local raise = require("lunce.ffi").raise
 
 local check_range = optimiser.check_range
+local numbers_box = ffi.new "double[3]"
 
 local function check(group, name)
   check_range(group, "lr", 0, math.huge, name)
@@ -25,14 +28,21 @@ local function rule(name, weight_decay, decoupled)
     defaults = { lr = 1e-3, betas = { 0.9, 0.999 }, eps = 1e-8, weight_decay = weight_decay },
     state = { exp_avg = "tensor", exp_avg_sq = "tensor", step = "number" },
     check = function(group) check(group, name) end,
-    update = function(p, g, state, group, lr)
+    numbers = function(group, lr, state)
+      C.ln_adam_numbers(numbers_box, lr, group.betas[1], group.betas[2], group.weight_decay,
+        (state.step or 0) + 1, decoupled)
+      return { numbers_box[0], numbers_box[1], numbers_box[2] }
+    end,
+    update = function(p, g, state, group, lr, numbers)
       if not state.step then -- all or nothing: memory may run out between the two
+        captured.check_first(name, numbers)
         local m, v = lunce.zeros_like(p):keep(), lunce.zeros_like(p):keep()
         state.exp_avg, state.exp_avg_sq, state.step = m, v, 0
       end
       call(C.ln_adam_step, p.h, g.h, state.exp_avg.h, state.exp_avg_sq.h, lr, group.betas[1],
-        group.betas[2], group.eps, group.weight_decay, state.step + 1, decoupled)
-      state.step = state.step + 1
+        group.betas[2], group.eps, group.weight_decay, state.step + 1, decoupled,
+        numbers and numbers.h)
+      if not numbers then state.step = state.step + 1 end -- else each replay counts
     end,
   }
 end

@@ -1,8 +1,10 @@
 -- Gradient clipping, between backward and step. Holds no optimiser.
 local lunce = require "lunce"
 local options = require("lunce.options").options
-local need_number = require("lunce.tensor").need_number
+local tensor = require "lunce.tensor"
 local raise = require("lunce.ffi").raise
+
+local need_number = tensor.need_number
 
 local M = {}
 
@@ -25,6 +27,7 @@ end
 ---@return number norm before the scaling
 function M.clip_grad_norm(params, max_norm, opts)
   local set = options(opts, defaults, "clip_grad_norm")
+  tensor.no_capture("clip_grad_norm", "the norm comes home as a number, and decides on the host")
   need_number(max_norm, "clip_grad_norm", "max_norm")
   return lunce.no_grad(lunce.scope, function()
     local norm = total_norm(params, set.norm_type)

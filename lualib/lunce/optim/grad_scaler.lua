@@ -6,6 +6,7 @@
 local lunce = require "lunce"
 local optimiser = require "lunce.optim.optimiser"
 local option = require "lunce.options"
+local tensor = require "lunce.tensor"
 local raise = require("lunce.ffi").raise
 
 local describe, is_tensor = option.describe, lunce.is_tensor
@@ -17,6 +18,11 @@ Scaler.__index = Scaler
 
 -- Below it a scale is no normal float32: no loss is so large that such a scale would help it.
 local LEAST, MOST = 2 ^ -126, 2 ^ 127
+
+-- The scale, and whether a step is made, are decided on the host.
+local function check_capture(what)
+  tensor.no_capture(what, "a GradScaler decides on the host; bfloat16 needs none")
+end
 
 -- What a scaler's numbers are: the test of each, and the words for what passes it.
 local NUMBERS = {
@@ -37,6 +43,7 @@ function Scaler:scale(loss)
     raise("scale: argument 1 is %s; a tensor, the loss, is taken", describe(loss))
   end
   if not self.enabled then return loss end
+  check_capture("scale")
   if loss.dtype == "float16" or loss.dtype == "bfloat16" then loss = loss:to("float32") end
   return loss * self.numbers.scale
 end
@@ -94,6 +101,7 @@ end
 ---@return boolean
 function Scaler:unscale(given)
   if not self.enabled then return true end
+  check_capture("unscale")
   local entry = self.seen[given]
   if entry then
     raise("unscale: called after %s for this optimiser; update comes before",
@@ -110,6 +118,7 @@ function Scaler:step(given)
     given:step()
     return true
   end
+  check_capture("step")
   local entry = self.seen[given]
   if entry and entry.stepped then
     raise("step: called twice for this optimiser; update comes before")
@@ -125,6 +134,7 @@ end
 --- all were.
 function Scaler:update()
   if not self.enabled then return end
+  check_capture("update")
   if not next(self.seen) then
     raise("update: no optimiser was unscaled or stepped since the last update")
   end

@@ -1,6 +1,7 @@
 -- Layer-wise adaptive rate scaling (You et al., arXiv 1708.03888), in the form of contrastive
 -- learning code: the whole update is scaled to a fraction of the parameter's norm.
 local C = require("lunce.ffi").C
+local captured = require "lunce.optim.captured"
 local call = require("lunce.ffi").call
 local lunce = require "lunce"
 local optimiser = require "lunce.optim.optimiser"
@@ -37,14 +38,17 @@ return optimiser.new {
     check_range(group, "weight_decay", 0, math.huge, "LARS")
     check_range(group, "eta", 0, math.huge, "LARS")
   end,
-  update = function(p, g, state, group, lr)
+  numbers = function(_, lr) return { lr } end,
+  update = function(p, g, state, group, lr, numbers)
     local u = g
     if #p.shape >= 2 or not group.exclude_bias_and_norm then
       u = adapt(g + p * group.weight_decay, p, group.eta)
     end
     local first = not state.momentum_buffer
+    if first then captured.check_first("LARS", numbers) end
     local buffer = first and lunce.zeros_like(p):keep() or state.momentum_buffer
-    call(C.ln_sgd_step, p.h, u.h, buffer.h, lr, group.momentum, 0, 0, false, first)
+    call(C.ln_sgd_step, p.h, u.h, buffer.h, lr, group.momentum, 0, 0, false, first,
+      numbers and numbers.h)
     state.momentum_buffer = buffer
   end,
 }

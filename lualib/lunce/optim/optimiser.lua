@@ -1,11 +1,14 @@
 -- What the update rules share: parameter groups, state per parameter, saving. Holds no rule.
 -- Invariants: a parameter is in one group only; its state is made at its first step and outlives
 -- every scope; a step touches only parameters that have a gradient.
+local captured = require "lunce.optim.captured"
 local describe = require("lunce.options").describe
-local is_tensor = require("lunce.tensor").is_tensor
 local lunce = require "lunce"
 local options = require("lunce.options").options
+local tensor = require "lunce.tensor"
 local raise = require("lunce.ffi").raise
+
+local is_tensor = tensor.is_tensor
 
 local M = {}
 
@@ -60,7 +63,9 @@ end
 --- Makes the constructor of an update rule.
 ---@param rule { name: string, defaults: table, check: function, state: table, update: function }
 ---  state: kind of each entry of a parameter's state, "tensor" (of its shape) or "number";
----  update(p, g, state, group, lr) makes one step, filling `state`, a table that starts empty
+---  update(p, g, state, group, lr, numbers) makes one step, filling `state`, a table that starts
+---  empty; numbers: in a captured step, the tensor with what `numbers(group, lr, state)` gives, a
+---  list, at each replay
 ---@return fun(params: table, opts?: table): lunce.Optimiser
 function M.new(rule)
   return function(params, opts)
@@ -83,13 +88,16 @@ function M.is_optimiser(x) return getmetatable(x) == Optimiser end
 
 --- One update of every parameter that has a gradient.
 function Optimiser:step()
+  local capture = tensor.state.graph
+  local numbers = capture and captured.numbers(self, capture) or nil
   lunce.no_grad(lunce.scope, function()
     for _, group in ipairs(self.groups) do
       for _, p in ipairs(group.params) do
         if p.grad then
           local state = self.state[p] or {}
           self.state[p] = state
-          self.rule.update(p, p.grad, state, group, group.lr * self.factor)
+          self.rule.update(p, p.grad, state, group, group.lr * self.factor,
+            numbers and numbers(group, state))
         end
       end
     end
@@ -110,6 +118,7 @@ end
 --- opt:schedule(f(step)).
 ---@param factor number
 function Optimiser:schedule(factor)
+  tensor.no_capture("schedule", "call it before the step, whose Lua code runs once only")
   if type(factor) ~= "number" or not (factor >= 0 and factor < math.huge) then
     raise("schedule: the factor is %s; a number of at least 0 is taken", describe(factor))
   end

@@ -1,5 +1,6 @@
 -- Stochastic gradient descent with momentum, as torch.optim.SGD.
 local C = require("lunce.ffi").C
+local captured = require "lunce.optim.captured"
 local call = require("lunce.ffi").call
 local lunce = require "lunce"
 local optimiser = require "lunce.optim.optimiser"
@@ -30,11 +31,13 @@ return optimiser.new {
       raise("SGD: nesterov takes a momentum above 0 and no dampening")
     end
   end,
-  update = function(p, g, state, group, lr)
+  numbers = function(_, lr) return { lr } end,
+  update = function(p, g, state, group, lr, numbers)
     local first = group.momentum ~= 0 and not state.momentum_buffer
+    if first then captured.check_first("SGD", numbers) end
     local buffer = first and lunce.zeros_like(p):keep() or state.momentum_buffer
     call(C.ln_sgd_step, p.h, g.h, buffer and buffer.h, lr, group.momentum, group.dampening,
-      group.weight_decay, group.nesterov, first)
+      group.weight_decay, group.nesterov, first, numbers and numbers.h)
     state.momentum_buffer = buffer
   end,
 }

@@ -39,10 +39,10 @@ local function labels(x, held)
   return list.h
 end
 
--- An index with negative positions counted from the end.
+-- An index with negative positions counted from the end; one on a device without a look at it.
 local function positions(index, M_)
   local negative = index:lt(0)
-  if not negative:any():item() then return index end
+  if index.device == "cpu" and not negative:any():item() then return index end
   return index + negative:to("int64") * (M_ + 1)
 end
 
@@ -272,7 +272,9 @@ function M.topk(S, k_largest)
   local values, columns = take(), take2()
   local missing = values:eq(-math.huge)
   record_entries(values, S, q, k, columns)
-  if missing:any():item() then values = values:masked_fill(missing, -math.huge) end
+  if values.device ~= "cpu" or missing:any():item() then
+    values = values:masked_fill(missing, -math.huge)
+  end
   return values, columns
 end
 
@@ -311,6 +313,7 @@ end
 M.dense = dense.dense
 
 function M.count(S)
+  tensor.no_capture("similarity.count", "candidates are counted on the host, before the step")
   local held = {}
   local array, n = masks(S, held)
   call(C.ln_similarity_count, out(), S.N, S.M, n, array)

@@ -290,19 +290,20 @@ local function pooled_tail(S)
     k = k, n = fit.n }
 end
 
-local TAIL = { k = false, pooled = false }
+local TAIL = { k = false, pooled = false, candidates = false }
 
 --- The tail of shortfalls 1 - s of each row's candidates: order statistics and fits, without
 --- gradient. With pooled = true, one fit over the candidates of all rows together (numbers; nil
 --- when there are fewer than 10).
 ---@param given table|nil k: points of a row's tail, by default evt.tail_size of the fewest
----  candidates; pooled
+---  candidates; pooled; candidates: the fewest of a row where they are known, which are not counted
+---  then (on the host: a captured step counts none)
 ---@return table|nil tail rho (N), the least shortfall, at least 1e-6; and evt.fit's fields
 function Similarity:tail(given)
   local o = options(given, TAIL, "tail")
   return lunce.no_grad(lunce.scope, function()
     if o.pooled then return pooled_tail(self) end
-    local fewest = self.N > 0 and self:count():min():item() or 0
+    local fewest = self.N > 0 and (o.candidates or self:count():min():item()) or 0
     local k = o.k or evt.tail_size(fewest)
     if type(k) ~= "number" or k % 1 ~= 0 or k < 0 or k > fewest then
       raise("tail: k is %s; an integer from 0 to %d, the fewest candidates of a row, is taken",
