@@ -156,9 +156,16 @@ end
 local Step = { __name = "captured step", captured = false }
 Step.__index = Step
 
+local function leave(self, ok, ...)
+  state.step = false
+  if not ok then error((...), 0) end
+  return check_results(self, pack(...))
+end
+
 -- The function's results, off the tape.
 local function run(self, ...)
-  return check_results(self, pack(scope(self.fn, ...)))
+  state.step = true
+  return leave(self, pcall(scope, self.fn, ...))
 end
 
 local box = ffi.new "ln_graph *[1]"
@@ -248,9 +255,9 @@ local defaults = { warmup = 2, device = "cuda" }
 ---   end
 ---
 --- Lua runs no more: what fn does with Lua's numbers and tables happens once. What waits for the
---- device inside (item, a print, copies to or from the CPU, clip_grad_norm, a GradScaler) is an
---- error that names it. Tensors are freed as by lunce.scope. Its memory stays its own until it and
---- what was made in it (gradients too) are collected.
+--- device inside (item, a print, copies to or from the CPU, a GradScaler) is an error that names
+--- it; clip_grad_norm gives a tensor there. Tensors are freed as by lunce.scope. Its memory stays
+--- its own until it and what was made in it (gradients too) are collected.
 ---@param fn function
 ---@param given { warmup: integer, device: string }|nil warmup: 2, at least 1; device: "cuda"
 ---@return lunce.CapturedStep

@@ -26,8 +26,9 @@ local M = {
 }
 
 -- scope: the innermost open one, an array of tensors with their count in n, or false (scope.lua);
--- graph: the capture of a step that runs, or false (graph.lua).
-local state = { scope = false, graph = false }
+-- step: whether the function of a captured step runs; graph: its capture, or false where it only
+-- warms up (graph.lua).
+local state = { scope = false, step = false, graph = false }
 M.state = state
 
 --- Refuses what a captured step cannot do again; `instead` says what to do.

@@ -10,32 +10,47 @@ local M = {}
 
 local defaults = { norm_type = 2, error_if_nonfinite = true }
 
--- The norm of all gradients as one vector; 0 where there are none.
+-- The norm of all gradients as one vector, a tensor without dimensions; nil where there are none.
 local function total_norm(params, order)
   local norms = {}
   for _, p in ipairs(params) do
     if p.grad then norms[#norms + 1] = p.grad:norm(order) end
   end
-  return #norms > 0 and lunce.stack(norms):norm(order):item() or 0
+  return norms[1] and lunce.stack(norms):norm(order)
+end
+
+-- PyTorch's allowance of 1e-6 keeps a norm of zero from dividing by it.
+local function factor_of(max_norm, norm) return max_norm / (norm + 1e-6) end
+
+-- The same where the host cannot look at the norm: a factor of 1 changes no bits.
+local function scale_unseen(params, max_norm, norm)
+  if not norm then return nil end
+  local factor = factor_of(max_norm, norm:double())
+  factor = lunce.where(factor:lt(1), factor, lunce.ones_like(factor))
+  for _, p in ipairs(params) do
+    if p.grad then p.grad:mul_(factor:to(p.grad.dtype)) end
+  end
+  return norm
 end
 
 --- Scales the gradients so that their norm, as of one vector, is at most max_norm. A norm that is
---- not finite is an error unless { error_if_nonfinite = false }.
+--- not finite is an error unless { error_if_nonfinite = false }. In a captured step (lunce.graph)
+--- it is a tensor, nil where there are no gradients, and no error.
 ---@param params lunce.Tensor[]
 ---@param max_norm number
 ---@param opts? { norm_type: number, error_if_nonfinite: boolean }
----@return number norm before the scaling
+---@return number|lunce.Tensor|nil norm before the scaling
 function M.clip_grad_norm(params, max_norm, opts)
   local set = options(opts, defaults, "clip_grad_norm")
-  tensor.no_capture("clip_grad_norm", "the norm comes home as a number, and decides on the host")
   need_number(max_norm, "clip_grad_norm", "max_norm")
   return lunce.no_grad(lunce.scope, function()
     local norm = total_norm(params, set.norm_type)
+    if tensor.state.step then return scale_unseen(params, max_norm, norm) end
+    norm = norm and norm:item() or 0
     if set.error_if_nonfinite and (norm ~= norm or norm == math.huge) then
       raise("clip_grad_norm: the norm of the gradients is %g", norm)
     end
-    -- PyTorch's allowance of 1e-6 keeps a norm of zero from dividing by it.
-    local factor = max_norm / (norm + 1e-6)
+    local factor = factor_of(max_norm, norm)
     for _, p in ipairs(params) do
       if p.grad and factor < 1 then p.grad:mul_(factor) end
     end
