@@ -68,6 +68,7 @@ def weince(z):
     s, rows, positives = cosines(z)
     mask = torch.eye(len(z), dtype=torch.bool, device=device)
     mask[rows, positives] = True
+    s = s.float()
     weight = evidence(s.detach().masked_fill(mask, float("-inf")))
     logits = (1 - weight) * s / 0.5 - weight * torch.log(1 - s.clamp(max=1 - 1e-6))
     positive = logits[rows, positives]
@@ -75,13 +76,22 @@ def weince(z):
     return F.softplus(lse - positive).mean()
 
 
-def loss_step(loss):
-    def make(_, rows, d):
+def half(precision, dtype):
+    """Mixed precision, where the precision is a half."""
+    return torch.autocast("cuda" if on_gpu else "cpu", dtype if on_gpu else torch.bfloat16,
+                          enabled=precision in ("float16", "bfloat16"))
+
+
+def loss_step(loss, compiled=False):
+    def make(precision, rows, d):
         z = random(rows, d).requires_grad_()
+        run = torch.compile(loss) if compiled else loss
 
         def step():
             z.grad = None
-            loss(z).backward()
+            with half(precision, torch.float16):
+                value = run(z)
+            value.backward()
         return step
     return make
 
@@ -101,7 +111,7 @@ def matmul(precision, n):
     return lambda: x @ y
 
 
-def resnet18(precision, batch, extent):
+def resnet18(precision, batch, extent, compiled=False):
     import torchvision
 
     model = torchvision.models.resnet18()
@@ -109,14 +119,14 @@ def resnet18(precision, batch, extent):
     model.maxpool = torch.nn.Identity()
     model.fc = torch.nn.Identity()
     model.to(device, memory_format=torch.channels_last)
+    forward = torch.compile(model, mode="reduce-overhead") if compiled else model
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     x = random(batch, 3, extent, extent).contiguous(memory_format=torch.channels_last)
 
     def step():
         optimiser.zero_grad(set_to_none=True)
-        with torch.autocast("cuda" if on_gpu else "cpu", torch.bfloat16,
-                            enabled=precision == "bfloat16"):
-            loss = model(x).float().square().mean()
+        with half(precision, torch.bfloat16):
+            loss = forward(x).float().square().mean()
         loss.backward()
         optimiser.step()
     return step
@@ -124,12 +134,14 @@ def resnet18(precision, batch, extent):
 
 makers = {
     "nt_xent": loss_step(nt_xent),
+    "nt_xent_compiled": loss_step(nt_xent, compiled=True),
     "weince": loss_step(weince),
     "add": large(lambda x, y: x + y),
     "exp": large(lambda x, y: x.exp()),
     "copy": large(lambda x, y: x.clone()),
     "matmul": matmul,
     "resnet18": resnet18,
+    "resnet18_compiled": lambda *given: resnet18(*given, compiled=True),
 }
 
 # ---- Answers ----

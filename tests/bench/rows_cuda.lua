@@ -7,7 +7,7 @@
 local lunce = require "lunce"
 local sides = require "tests.bench.sides"
 
-local cuda, loss = lunce.cuda, lunce.loss
+local cuda, loss, similarity = lunce.cuda, lunce.loss, lunce.similarity
 local quick = ...
 
 -- What a loss of R rows of d needs, with its tiles computed twice, in operations over R^2 d.
@@ -25,16 +25,21 @@ local COLUMNS = quick and { 8 } or { 128, 512 }
 local LARGE = quick and 2 ^ 12 or 2 ^ 26 -- float32 elements: 256 MB
 local SQUARE = quick and 32 or 4096
 local CEILING = quick and 64 or 8192 -- of the product that shares are of
-local BATCH, EXTENT = quick and 2 or 256, quick and 8 or 32
+local MANY = quick and 128 or 2 ^ 20 -- rows of the loss that shows memory
+local BATCH, EXTENT = quick and 2 or 512, quick and 8 or 32
+local VIEWS = quick and 4 or 8192 -- images a launch, two views each
 
 -- ---- Sides --------------------------------------------------------------------------------------
 
--- fn with float32 products in TF32 where that is the precision. What fails is not measured.
+-- fn with float32 products in TF32 where that is the precision, and tiles of similarities in it.
+-- What fails is not measured.
 local function guarded(precision, fn)
   return function()
     cuda.tf32(precision == "tf32")
+    similarity.tile_dtype(precision)
     local ok, value = pcall(fn)
     cuda.tf32(false)
+    similarity.tile_dtype "float32"
     collectgarbage()
     if ok then return value end
     return nil, (tostring(value):gsub("\n.*", ""))
@@ -105,7 +110,8 @@ end
 local function share_row(name, precision, make, work)
   return row(name .. ", share of product", "%", "more", math.min(ROUNDS, 3), function()
     local step = timed(precision, make, function(seconds) return work / seconds end)
-    local ceiling = timed(precision, product_step(CEILING, "float32"),
+    local dtype = precision == "tf32" and "float32" or precision
+    local ceiling = timed(precision, product_step(CEILING, dtype),
       function(seconds) return 2 * CEILING ^ 3 / seconds end)
     return { lunce = function()
       local most, reason = ceiling()
@@ -122,13 +128,31 @@ local function add(new) rows[#rows + 1] = new end
 
 local function add_loss(loss_name, R, d)
   local make = loss_step(loss_name, R, d)
-  for _, precision in ipairs { "float32", "tf32" } do
+  for _, precision in ipairs { "float32", "tf32", "float16" } do
     local name = ("%s %d x %d%s"):format(loss_name, R, d, TITLE[precision])
     local question = ("%s %s %d %d"):format(loss_name, precision, R, d)
     add(ms_row(name, precision, make, question))
     add(share_row(name, precision, make, WORK[loss_name] * R * R * d))
     if precision == "float32" then add(memory_row(name, precision, make, question)) end
   end
+end
+
+-- Beside PyTorch's compiler.
+local function add_compiled(R, d)
+  local name = ("nt_xent %d x %d, float16, torch.compile"):format(R, d)
+  add(ms_row(name, "float16", loss_step("nt_xent", R, d), ("nt_xent_compiled float16 %d %d"):format(
+    R, d)))
+end
+
+-- Where a matrix has no room: of lunce alone.
+local function add_many(R, d)
+  local name, make = ("nt_xent %d x %d, float16"):format(R, d), loss_step("nt_xent", R, d)
+  add(row(name, "ms", "less", 1, function()
+    return { lunce = timed("float16", make, function(seconds) return seconds * 1e3 end) }
+  end))
+  add(row(name .. ", peak memory", "MB", "less", 1, function()
+    return { lunce = peak("float16", make) }
+  end))
 end
 
 -- ---- Operators, networks, starting --------------------------------------------------------------
@@ -154,7 +178,7 @@ local function add_product(precision)
   end, { question = ("time matmul %s %d"):format(precision, SQUARE), work = work }))
 end
 
-local function resnet_step(precision)
+local function resnet_step(precision, captured)
   return function()
     local last = { device = "cuda", memory_format = "channels_last" }
     local model = lunce.models.resnet18():to(last)
@@ -162,11 +186,17 @@ local function resnet_step(precision)
     local optimiser = lunce.optim.SGD(model:parameters(), { lr = 0.01, momentum = 0.9 })
     local dtype = precision == "bfloat16" and precision
     local function forward() return model(x):square():mean() end
-    return function()
+    local function step()
       optimiser:zero_grad()
-      lunce.autocast(dtype, forward):backward()
+      local value = lunce.autocast(dtype, forward)
+      value:backward()
       optimiser:step()
+      return value
     end
+    if not captured then return step end
+    local again = lunce.graph(step)
+    for _ = 1, 3 do again() end
+    return again
   end
 end
 
@@ -177,6 +207,29 @@ local function add_resnet(precision)
   if precision ~= "tf32" then
     add(memory_row(name, precision, resnet_step(precision), question))
   end
+end
+
+-- Beside PyTorch's compiled step, which takes CUDA graphs too.
+local function add_captured(precision)
+  local name = ("ResNet-18 step, captured, batch %d%s"):format(BATCH, TITLE[precision])
+  add(ms_row(name, precision, resnet_step(precision, true),
+    ("resnet18_compiled %s %d %d"):format(precision, BATCH, EXTENT)))
+end
+
+local function add_views()
+  add(row("SimCLR views, 32 x 32", "M/s", "more", ROUNDS, function()
+    local function make()
+      local images = lunce.randint(0, 256, { VIEWS, 3, 32, 32 }, { seed = 1 })
+      images = images:to("uint8"):to("cuda")
+      local chain, indices = lunce.augment.simclr { size = 32 }, lunce.arange(1, VIEWS):to("int64")
+      local epoch = 0
+      return function()
+        epoch = epoch + 1
+        return unpack(chain:views(images, indices, { seed = 1, epoch = epoch, views = 2 }))
+      end
+    end
+    return { lunce = timed("float32", make, function(seconds) return 2e-6 * VIEWS / seconds end) }
+  end))
 end
 
 local function add_start()
@@ -218,5 +271,9 @@ for _, name in ipairs { "nt_xent", "weince" } do
     for _, R in ipairs(ROWS) do add_loss(name, R, d) end
   end
 end
+for _, d in ipairs(COLUMNS) do add_compiled(ROWS[#ROWS], d) end
+add_many(MANY, COLUMNS[1])
 for _, precision in ipairs { "float32", "tf32", "bfloat16" } do add_resnet(precision) end
+add_captured "bfloat16"
+add_views()
 return rows
