@@ -10,6 +10,8 @@ local symbol = require "lunce.link.symbol"
 
 -- Where CUDA's kernels run on the host, every element takes thousands of times as long.
 local SLOW = os.getenv "LUNCE_CUDA" ~= nil
+-- On a device a link's kernels are compiled, ten and more for a link of every kind of parameter.
+local COMPILES = require("tests.on_device").name ~= "cpu"
 
 -- A random source that Lua's own state does not disturb.
 local function source(seed)
@@ -123,7 +125,7 @@ end
 describe("random links", function()
   it("fused equals dense in float64 and float32, value and every gradient", function()
     local faults = {}
-    for i = 1, 500, SLOW and 10 or 1 do
+    for i = 1, 500, COMPILES and 10 or 1 do
       local case = random_case(i)
       local expected = evaluate(dense, case, "float64")
       local scale = (expected.q and expected.q:norm():item() or 0) + 1e-3

@@ -344,6 +344,10 @@ describe("a captured step refuses", function()
     ["a copy that does not wait"] = {
       function() host:to("cuda", { non_blocking = true }) end, "upload: cannot" },
     ["pinned memory"] = { function() host:pin_memory() end, "pin: cannot" },
+    ["views of images"] = { function()
+      local images = lunce.zeros(2, 3, 4, 4, { dtype = "uint8", device = "cuda" })
+      lunce.augment.chain({}):views(images, { 1, 2 }, { seed = 1 })
+    end, "augment: cannot be a part of a captured step", "before the step" },
     ["a wait"] = { function() lunce.cuda.synchronize() end, "synchronize: cannot" },
     ["another device"] = { function() lunce.zeros(3, { device = "cuda:1" }) end, "on cuda:1" },
     ["numbers drawn on the cpu"] = { function() lunce.rand(3, CPU) end, "drawn on the cpu" },

@@ -327,6 +327,7 @@ ln_status CUDA(augment)(ln_tensor *out, const ln_tensor *images, const ln_drawn_
     room r = room_of(images, batch);
     void *drawn = NULL;
     ln_status status;
+    LN_TRY(ln_capture_refuses(WHAT, "make the views before the step, and give them to it"));
     LN_TRY(cuda_enter(images, WHAT));
     LN_TRY(check_room(&r, images, out));
     LN_TRY(cuda_scratch(&drawn, of_views + of_steps, WHAT));

@@ -184,6 +184,18 @@ void cuda_unpin_kept(void) {
 
 /* ---- Copies ---- */
 
+/* From a device's stream to another device, whose own stream has to be done with the memory: it
+ * may be that of a tensor that was freed a moment ago. */
+static cudaError_t copy_across(void *dst, int dst_device, const void *src, int src_device,
+                               size_t bytes) {
+    int to = dst_device - LN_CUDA, from = src_device - LN_CUDA;
+    cudaError_t error = cudaSetDevice(to);
+    if (error == cudaSuccess) error = cudaStreamSynchronize(cudaStreamPerThread);
+    if (error == cudaSuccess) error = cudaSetDevice(from);
+    if (error != cudaSuccess) return error;
+    return cudaMemcpyPeerAsync(dst, to, src, from, bytes, cudaStreamPerThread);
+}
+
 ln_status cuda_transfer(void *dst, int dst_device, const void *src, int src_device, size_t bytes) {
     bool down = dst_device == LN_CPU, up = src_device == LN_CPU;
     ln_status status = cuda_enter_device(up ? dst_device : src_device, "copy");
@@ -193,9 +205,7 @@ ln_status cuda_transfer(void *dst, int dst_device, const void *src, int src_devi
     if (up || down)
         error = cudaMemcpyAsync(dst, src, bytes,
                                 up ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost, stream);
-    else
-        error = cudaMemcpyPeerAsync(dst, dst_device - LN_CUDA, src, src_device - LN_CUDA, bytes,
-                                    stream);
+    else error = copy_across(dst, dst_device, src, src_device, bytes);
     status = cuda_check(error, "copy");
     if (status == LN_OK) status = cuda_check(cudaStreamSynchronize(stream), "copy");
     return status != LN_OK ? status : cuda_index_found(up ? dst_device : src_device);

@@ -263,10 +263,13 @@ static void graph_drop(operation_graph *g) {
 
 /* ---- Plans ---- */
 
-/* Whether an engine with this note is out of the question. */
+/* Whether an engine with this note is out of the question. Transforms round what goes into the
+ * products: small integers would not give exact sums. */
 static bool refuses(const problem *q, int note) {
     bool exact = q->dtype == LN_FLOAT32 && !q->tf32;
     switch (note) {
+    case DNN_NUMERICAL_NOTE_FFT:
+    case DNN_NUMERICAL_NOTE_WINOGRAD:
     case DNN_NUMERICAL_NOTE_NONDETERMINISTIC:
     case DNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION: return true;
     case DNN_NUMERICAL_NOTE_TENSOR_CORE:

@@ -31,7 +31,9 @@ typedef void *dnn_descriptor;
     X(NUMERICAL_NOTE_TENSOR_CORE, 0)                                                               \
     X(NUMERICAL_NOTE_DOWN_CONVERT_INPUTS, 1)                                                       \
     X(NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION, 2)                                               \
+    X(NUMERICAL_NOTE_FFT, 3)                                                                       \
     X(NUMERICAL_NOTE_NONDETERMINISTIC, 4)                                                          \
+    X(NUMERICAL_NOTE_WINOGRAD, 5)                                                                  \
     X(TYPE_HANDLE, 0)                                                                              \
     X(TYPE_DATA_TYPE, 1)                                                                           \
     X(TYPE_INT64, 3)                                                                               \

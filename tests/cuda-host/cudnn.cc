@@ -20,8 +20,20 @@ struct dnn_context {
 
 namespace {
 
-/* What is proposed, by heuristic A all but the last, in this order. SLOW has no tensor cores. */
-enum engine { SCATTERING, REDUCED, UNWILLING, LARGE, SLOW, TENSOR_CORE, PLAIN, ENGINES };
+/* What is proposed, by heuristic A all but the last, in this order. Those before UNWILLING must not
+ * be chosen; SLOW has no tensor cores. */
+enum engine {
+    SCATTERING,
+    REDUCED,
+    FOURIER,
+    WINOGRAD,
+    UNWILLING,
+    LARGE,
+    SLOW,
+    TENSOR_CORE,
+    PLAIN,
+    ENGINES
+};
 
 struct attribute {
     int64_t count;
@@ -256,6 +268,8 @@ std::vector<int> notes_of(int e) {
     case SCATTERING: return {DNN_NUMERICAL_NOTE_NONDETERMINISTIC};
     case REDUCED:
         return {DNN_NUMERICAL_NOTE_TENSOR_CORE, DNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION};
+    case FOURIER: return {DNN_NUMERICAL_NOTE_FFT};
+    case WINOGRAD: return {DNN_NUMERICAL_NOTE_TENSOR_CORE, DNN_NUMERICAL_NOTE_WINOGRAD};
     case TENSOR_CORE: return {DNN_NUMERICAL_NOTE_TENSOR_CORE};
     default: return {};
     }
@@ -314,7 +328,7 @@ int compute(const descriptor &operation, int engine, void *const *data) {
                         : cpu->conv2d_backward(result == 0 ? t[0] : NULL, result == 1 ? t[1] : NULL,
                                                NULL, t[2], t[0], t[1], &p);
         bool slow = engine == SLOW && t[0]->dtype != LN_FLOAT32; /* in halves */
-        if (engine == SCATTERING || engine == REDUCED || slow) cpu->fill(t[result], (double)NAN);
+        if (engine < UNWILLING || slow) cpu->fill(t[result], (double)NAN);
         size_t bytes = (size_t)t[result]->numel * ln_dtype_size(t[result]->dtype);
         if (status != LN_OK || cudaMemcpyAsync(data[result], t[result]->data, bytes,
                                                cudaMemcpyHostToDevice, NULL) != cudaSuccess)
