@@ -23,16 +23,26 @@ local function find(what, candidates)
   error("lunce: " .. what .. " was not found; looked at " .. table.concat(candidates, ", "), 0)
 end
 
+local INCLUDE = '\n#include "'
+
 -- A header of ours, in which those that it includes stand in their places. Only the first of two
--- that include each other does.
+-- that include each other does. Every program's start waits for this: it finds before it replaces.
 local function header(name, outer)
-  local path = find(name, { root .. "runtime/" .. name, root .. name })
-  local file = assert(io.open(path, "r"))
-  local text = file:read("*a"):gsub("\r", "")
+  local file = assert(io.open(find(name, { root .. "runtime/" .. name, root .. name })))
+  local text = file:read "*a"
   file:close()
-  return (text:gsub('\n#include "([%w_]+%.h)"', function(inner)
-    return inner ~= outer and "\n" .. header(inner, name) or nil
-  end))
+  if text:find("\r", 1, true) then text = text:gsub("\r", "") end
+  local parts, start = {}, 1
+  while true do
+    local from = text:find(INCLUDE, start, true)
+    if not from then break end
+    local inner = text:match('^([%w_]+%.h)"', from + #INCLUDE)
+    parts[#parts + 1] = text:sub(start, from)
+    if inner ~= outer then parts[#parts + 1] = header(inner, name) end
+    start = text:find("\n", from + 1, true)
+  end
+  parts[#parts + 1] = text:sub(start)
+  return table.concat(parts)
 end
 
 local function declarations()

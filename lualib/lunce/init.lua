@@ -14,7 +14,6 @@ local C, raise, call = lib.C, lib.raise, lib.call
 
 local M = {
   scope = require "lunce.scope",
-  graph = require "lunce.graph",
   no_grad = autograd.no_grad,
   enable_grad = autograd.enable_grad,
   is_grad_enabled = autograd.is_grad_enabled,
@@ -81,7 +80,7 @@ end
 
 local submodules = { nn = true, models = true, optim = true, loss = true, similarity = true,
   evt = true, data = true, augment = true, eval = true, io = true, args = true, random = true,
-  link = true, plot = true, progress = true, cuda = true }
+  link = true, plot = true, progress = true, cuda = true, graph = true }
 
 return setmetatable(M, {
   __index = function(t, name)
