@@ -17,13 +17,16 @@ local function median(values)
   return values[math.ceil(#values / 2)]
 end
 
+-- Steps of a measure: small ones are over before a program that has paused is at its speed.
+local function steps_of(R) return R > 4096 and 3 or R > 1024 and 9 or 45 end
+
 -- The median over a few rounds of what `figure` makes of the seconds that a step of each
 -- fn(z_i, z_j) takes, forward and backward: the steps of a round follow each other, so that they
 -- meet the same machine.
 local function over_rounds(fns, R, d, figure)
   local z_i, z_j = views(R, d)
   local figures = {}
-  for i = 1, R > 4096 and 3 or 9 do
+  for i = 1, steps_of(R) do
     local seconds = {}
     for f, fn in ipairs(fns) do
       local start = progress.clock()
@@ -43,7 +46,7 @@ local function nt_xent(z_i, z_j) return loss.nt_xent(z_i, z_j, { tau = 0.5 }) en
 
 local function peer(tools, R, d)
   return tools.torch and function()
-    return tools.torch:ask(("nt_xent %d %d %d"):format(R, d, R > 4096 and 1 or 5)) * 1e3
+    return tools.torch:ask(("nt_xent %d %d %d"):format(R, d, steps_of(R))) * 1e3
   end
 end
 
