@@ -8,7 +8,7 @@ local data, augment = lunce.data, lunce.augment
 local here = debug.getinfo(1, "S").source:match "^@(.*/)" or "./"
 local program = os.getenv "LUNCE_PROGRAM" or here .. "../lunce"
 local shim = (os.getenv "LUNCE_CUDA" or ""):match "^(.*/tests/)liblunce_cuda%.so$"
-local available, reason = lunce.cuda.is_available()
+local available = lunce.cuda.is_available()
 local CPU, AWAY = { device = "cpu" }, { non_blocking = true }
 
 local refuses = dofile(here .. "refusals.lua")("upload_test.lua")
@@ -66,10 +66,7 @@ describe("a loader's device", function()
   end)
 end)
 
-if not available then
-  it("upload", function() pending(reason) end)
-  return
-end
+if not available then return end
 
 local function pinned(n, seed)
   return lunce.randn(n, { seed = seed or 1, device = "cpu" }):pin_memory()

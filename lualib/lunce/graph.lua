@@ -12,7 +12,7 @@ local random = require "lunce.random"
 local scope = require "lunce.scope"
 local tensor = require "lunce.tensor"
 
-local C, raise, check = lib.C, lib.raise, lib.check
+local C, raise, check, call = lib.C, lib.raise, lib.check, lib.call
 local describe, state = option.describe, tensor.state
 
 -- ---- A capture: what a step's function meets as tensor.state.graph ---------------------------
@@ -233,6 +233,7 @@ function Step:reset()
 end
 
 local defaults = { warmup = 2, device = "cuda" }
+local model = ffi.new "const char *[1]"
 
 --- A step that replays fn, a function of CUDA tensors that goes forward, backward and makes the
 --- optimiser's step, and returns tensors. Called like fn, it makes one step at each call: as fn at
@@ -269,6 +270,7 @@ return function(fn, given)
   end
   local number = tensor.device(set.device, "graph")
   if number == C.LN_CPU then raise "graph: the cpu captures nothing; a cuda device does" end
+  call(C.ln_cuda_name, model, number) -- fails where there is no such device
   return setmetatable({ fn = fn, warmup = set.warmup, calls = 0,
     device = "cuda:" .. number - C.LN_CUDA }, Step)
 end
