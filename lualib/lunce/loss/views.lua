@@ -7,6 +7,7 @@ local evt = require "lunce.evt"
 local link = require "lunce.link"
 local raise = require("lunce.ffi").raise
 local similarity = require "lunce.similarity"
+local tensor = require "lunce.tensor"
 
 local M = {}
 
@@ -44,12 +45,37 @@ function M.mixture(s, tau, lambda, beta)
   return (1 - lambda) * M.softmax(s, tau) + lambda * M.shortfall(s, beta)
 end
 
+-- What make(N, device) gives, which the next call of the same size is given again: every step of a
+-- training loop asks for it. A captured step has its own.
+local function remembered(make)
+  local N, device, made
+  return function(x)
+    local n, place = x.shape[1], x.device
+    if tensor.state.graph then return make(n, place) end
+    if n ~= N or place ~= device then
+      made = lunce.scope(make, n, place):keep()
+      N, device = n, place
+    end
+    return made
+  end
+end
+
+local function positions(N, device)
+  return lunce.arange(1, N, 1, { dtype = "int64", device = device })
+end
+
 --- The positions of the rows of x: of a matrix (N,N), each row's own column.
 ---@param x lunce.Tensor (N,D)
 ---@return lunce.Tensor (N) int64
-function M.own(x)
-  return lunce.arange(1, x.shape[1], 1, { dtype = "int64", device = x.device })
-end
+M.own = remembered(positions)
+
+--- The row of [z_i; z_j] that is each row's positive.
+---@param z_i lunce.Tensor (N,D)
+---@return lunce.Tensor (2N) int64
+M.partners = remembered(function(N, device)
+  local first = positions(N, device)
+  return lunce.cat({ first + N, first }, 1)
+end)
 
 ---@class lunce.Views
 ---@field N integer pairs; there are 2N anchors
@@ -66,8 +92,7 @@ end
 function M.pair(z_i, z_j, what)
   arguments.pair(z_i, z_j, "z_i", "z_j", what)
   local N = z_i.shape[1]
-  local first = M.own(z_i)
-  local positives = lunce.cat({ first + N, first }, 1)
+  local positives = M.partners(z_i)
   local S = similarity.cosine(lunce.cat({ z_i, z_j }, 1))
   return { N = N, candidates = 2 * N - 2, negatives = S:without_self():without(positives),
     positive = S:at(positives), what = what }

@@ -39,10 +39,18 @@ local function labels(x, held)
   return list.h
 end
 
+-- Indices on the CPU that have no negative positions, and the version of each that was looked at.
+local from_start = setmetatable({}, { __mode = "k" })
+
 -- An index with negative positions counted from the end; one on a device without a look at it.
 local function positions(index, M_)
+  local version = C.ln_tensor_version(index.h)
+  if from_start[index] == version then return index end
   local negative = index:lt(0)
-  if index.device == "cpu" and not negative:any():item() then return index end
+  if index.device == "cpu" and not negative:any():item() then
+    from_start[index] = version
+    return index
+  end
   return index + negative:to("int64") * (M_ + 1)
 end
 
@@ -249,7 +257,7 @@ end
 
 function M.at(S, index)
   local q, k = sides(S)
-  local columns = contiguous(positions(index:detach(), S.M):unsqueeze(2))
+  local columns = contiguous(positions(index, S.M):unsqueeze(2))
   call(C.ln_similarity_at, out(), q.h, k and k.h, S.kind == "cosine", columns.h)
   local y = lunce.no_grad(function(entries) return entries:select(2, 1) end, take())
   return record_entries(y, S, q, k, columns)

@@ -46,7 +46,7 @@ ln_status REAL(similarity_at)(ln_tensor *out, const ln_tensor *q, const ln_tenso
     int64_t n = q->shape[0], d = q->shape[1];
     ln_status status = entries_new(&e, owned, q, k, cosine, columns);
     if (status != LN_OK) goto fail;
-#pragma omp parallel for schedule(static) num_threads(ln_team(n *e.chosen *d))
+#pragma omp parallel for schedule(static) num_threads(ln_team(2 * n * e.chosen * d))
     for (int64_t row = 0; row < n; row++)
         for (int64_t c = 0; c < e.chosen; c++) {
             int64_t column = e.columns[row * e.chosen + c] - 1;
@@ -95,13 +95,13 @@ ln_status REAL(similarity_at_backward)(ln_tensor *dq, ln_tensor *dk, const ln_te
     s = ln_scratch_new((size_t)(count + 1) * sizeof *s, "similarity");
     status = s != NULL ? LN_OK : LN_OUT_OF_MEMORY;
     if (s == NULL) goto fail;
-#pragma omp parallel for schedule(static) num_threads(ln_team(count *d))
+#pragma omp parallel for schedule(static) num_threads(ln_team(2 * count * d))
     for (int64_t i = 0; i < count; i++)
         s[i] = dot(row_of(e.q, i / e.chosen), row_of(e.k, e.columns[i] - 1), d) *
                scale_of(&e, i / e.chosen, e.columns[i] - 1);
     real *to_q = dq != NULL ? (real *)dq->data : NULL;
     real *to_k = k == NULL ? to_q : dk != NULL ? (real *)dk->data : NULL;
-    int team = ln_team(count * d);
+    int team = ln_team(4 * count * d);
     int64_t part = (d + 16 * team - 1) / (16 * team) * 16; /* whole cache lines */
 #pragma omp parallel for schedule(static) num_threads(team)
     for (int64_t f = 0; f < d; f += part)

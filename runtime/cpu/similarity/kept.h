@@ -19,7 +19,7 @@ int64_t REAL(kept_elements)(const kept_blocks *blocks);
 /* Where the tiles of the pair (i, j) are kept: NULL where there is no room for it. */
 real *REAL(kept_pair)(const tile_pass *pass, const kept_blocks *blocks, int64_t i, int64_t j);
 /* In a pair of so many rows, the tile whose first row and column are these, which are multiples of
- * TILE_ROWS and TILE_COLUMNS: its rows lie `columns` apart, a multiple of MICRO_COLUMNS. */
+ * the tiles' height and TILE_COLUMNS: its rows lie `columns` apart, a multiple of MICRO_COLUMNS. */
 real *REAL(kept_tile)(real *pair, int64_t rows, int64_t row, int64_t column, int64_t columns);
 
 /* Whether all tiles are kept, and filled. */

@@ -290,7 +290,6 @@ static int64_t anchors(const tile_pass *pass, const ln_reduction *r) {
 static ln_status job_new(tile_job *job, arena *a, const tile_pass *pass, const ln_reduction *r,
                          const ln_tensor *shift) {
     size_t n = (size_t)anchors(pass, r);
-    memset(job, 0, sizeof *job);
     job->reduction = r;
     job->fixed_shift = shift != NULL;
     bool steady = r->kind == LN_REDUCE_SUM || shift != NULL;

@@ -19,12 +19,13 @@ enum {
     MICRO_COLUMNS = 2 * LANES,
     TILE_ROWS = 96,         /* tiles are whole numbers of micro-tiles, and so are their */
     TILE_COLUMNS = SEGMENT, /* transposes: multiples of MICRO_ROWS and MICRO_COLUMNS */
+    TALL_ROWS = 144,        /* of tiles of blocks of no more rows, which have one across */
     SQUARE = MICRO_COLUMNS > 16 ? 96 : 48, /* rows and columns of tiles along the diagonal */
     DEPTH = 256                            /* a panel of DEPTH x MICRO_COLUMNS stays in L1 */
 };
-_Static_assert(TILE_ROWS % MICRO_ROWS == 0 && TILE_COLUMNS % MICRO_ROWS == 0 &&
-                   TILE_COLUMNS % MICRO_COLUMNS == 0 && SQUARE % MICRO_ROWS == 0 &&
-                   SQUARE % MICRO_COLUMNS == 0,
+_Static_assert(TILE_ROWS % MICRO_ROWS == 0 && TALL_ROWS % MICRO_ROWS == 0 &&
+                   TILE_COLUMNS % MICRO_ROWS == 0 && TILE_COLUMNS % MICRO_COLUMNS == 0 &&
+                   SQUARE % MICRO_ROWS == 0 && SQUARE % MICRO_COLUMNS == 0,
                "tiles are whole numbers of micro-tiles");
 typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real))));
 

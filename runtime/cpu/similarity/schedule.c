@@ -118,7 +118,7 @@ static void run_taken(const schedule *s, const taken_meeting *t) {
 
 static void pack_side(const tile_pass *pass, const tile_side *side) {
     int64_t parts = REAL(tile_side_parts)(side);
-#pragma omp parallel for schedule(static) num_threads(ln_team(side->height * pass->d))
+#pragma omp parallel for schedule(static) num_threads(ln_team(3 * side->height * pass->d))
     for (int64_t part = 0; part < parts; part++) REAL(tile_pack_part)(pass, side, part);
 }
 
@@ -156,6 +156,8 @@ ln_status REAL(schedule_run)(const tile_pass *given, bool square, ln_tiles *tile
     if (pass.n == 0 || pass.m == 0) return LN_OK;
     if (square && !pass.symmetric) tiles = NULL; /* a pair's two halves are computed apart */
     REAL(kept_use)(&pass, tiles);
+    kept_blocks blocks = REAL(kept_blocks_of)(&pass, square);
+    pass.kept_all = REAL(kept_all)(&pass, &blocks);
     int64_t bytes = REAL(tile_side_elements)(&pass, square) * (int64_t)sizeof(real);
     real *memory = NULL;
     if (bytes <= SIDES_BYTES) {

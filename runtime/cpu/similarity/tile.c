@@ -294,7 +294,7 @@ static void keep_rows(worker *w, tile_job *job, mask_class mask) {
 }
 
 static void keep_columns(worker *w, tile_job *job, mask_class mask) {
-    real turned[KEEP_COLUMNS][TILE_ROWS];
+    real turned[KEEP_COLUMNS][TALL_ROWS];
     int64_t n = width(w), rows = w->r.row1 - w->r.row0, apart = w->apart;
     const real *tile = w->s;
     if (mask == MASK_MIXED) {
@@ -306,7 +306,7 @@ static void keep_columns(worker *w, tile_job *job, mask_class mask) {
         apart = TILE_COLUMNS;
     }
     for (int64_t t = 0; t < n; t += KEEP_COLUMNS) {
-        turn(turned[0], TILE_ROWS, tile + t, apart, rows);
+        turn(turned[0], TALL_ROWS, tile + t, apart, rows);
         for (int64_t c = 0; c < KEEP_COLUMNS && t + c < n; c++)
             keep(job->keep, w->r.column0 + t + c, turned[c], rows);
     }
@@ -335,7 +335,7 @@ static void classify_job(const tile_job *job, tile_mode mode, tile_range r, mask
     const ln_reduction *reduction = job->reduction;
     *straight = REAL(mask_classify)(reduction->n_masks, reduction->masks, r);
     *flipped = MASK_EMPTY;
-    if (mode == TILE_MIRRORED)
+    if (mode != TILE_PLAIN)
         *flipped = REAL(mask_classify)(reduction->n_masks, reduction->masks, transposed(r));
 }
 
@@ -343,7 +343,7 @@ static void run_job(worker *w, tile_job *job, tile_mode mode) {
     mask_class straight, flipped;
     classify_job(job, mode, w->r, &straight, &flipped);
     bool full = straight == MASK_FULL && flipped == MASK_FULL, empty = straight == MASK_EMPTY;
-    if (job->both_at_once && mode == TILE_MIRRORED && (full || (job->even && !empty))) {
+    if (job->both_at_once && mode != TILE_PLAIN && (full || (job->even && !empty))) {
         if (w->pass->backward)
             backward_job(w, job, &job->both, job->one_link ? OF_ROWS : OF_BOTH, straight);
         else forward_both(w, job, straight);
@@ -388,7 +388,7 @@ static void run_tile(worker *w, real *kept, tile_mode mode, const block *q, cons
     if (pass->dq != NULL)
         gradient_product(pass->dq + w->r.row0 * d, w->w, TILE_COLUMNS, 1,
                          k->panels + j * MICRO_COLUMNS, k->stride, height, width(w), d);
-    if (pass->dk != NULL)
+    if (pass->dk != NULL && mode != TILE_FOLDED)
         gradient_product(pass->dk + w->r.column0 * d, w->w, 1, TILE_COLUMNS,
                          q->panels + i * MICRO_COLUMNS, q->stride, width(w), height, d);
 }
@@ -428,7 +428,7 @@ size_t REAL(tile_scratch_bytes)(const tile_pass *pass, int64_t rows) {
         for (int c = 0; c < 3; c++)
             if (counts[c] > registers) registers = counts[c];
     }
-    int64_t lines = (3 * (TILE_ROWS + MICRO_ROWS) + 3) * TILE_COLUMNS + registers * REGISTER;
+    int64_t lines = (3 * (TALL_ROWS + MICRO_ROWS) + 3) * TILE_COLUMNS + registers * REGISTER;
     int64_t layouts = pass->q_side.rows != NULL ? 0 : 6;
     return (size_t)(layouts * block_elements + lines) * sizeof(real) +
            MACHINE_STEPS * sizeof(run_values);
@@ -502,11 +502,22 @@ void REAL(tile_pack_part)(const tile_pass *pass, const tile_side *side, int64_t 
                .columns = side->columns + first * padded,
                .panels = side->panels + first * MICRO_COLUMNS};
     pack_rows(&b, of_q ? pass->q : pass->k, of_q ? pass->q_scale : pass->k_scale, pass->d, padded);
-    pack_columns(&b, padded);
+    if (!pass->kept_all) pack_columns(&b, padded);
     if (pass->backward) pack_panels(&b, padded);
 }
 
 /* ---- A pair ---- */
+
+/* Whether tiles on the diagonal may be TILE_FOLDED: not where a job sums what both halves give a
+ * parameter, for the tile has both already. */
+static bool folds_diagonal(const tile_pass *pass) {
+    bool folds = pass->backward;
+    for (int t = 0; t < pass->n_jobs; t++) {
+        const tile_job *job = &pass->jobs[t];
+        folds &= job->both_at_once && job->even && job->both.n_outputs == 1;
+    }
+    return folds;
+}
 
 void REAL(tile_pair)(const tile_pass *pass, void *scratch, real *kept, tile_mode mode, int64_t row0,
                      int64_t row1, int64_t column0, int64_t column1) {
@@ -516,21 +527,23 @@ void REAL(tile_pair)(const tile_pass *pass, void *scratch, real *kept, tile_mode
     block q, k;
     block_new(&q, &pass->q_side, &next, row0, row1, padded);
     block_new(&k, &pass->k_side, &next, column0, column1, padded);
-    w.own_s = take(&next, (TILE_ROWS + MICRO_ROWS) * TILE_COLUMNS);
-    w.w = take(&next, (TILE_ROWS + MICRO_ROWS) * TILE_COLUMNS);
-    w.f = take(&next, (TILE_ROWS + MICRO_ROWS) * TILE_COLUMNS);
+    w.own_s = take(&next, (TALL_ROWS + MICRO_ROWS) * TILE_COLUMNS);
+    w.w = take(&next, (TALL_ROWS + MICRO_ROWS) * TILE_COLUMNS);
+    w.f = take(&next, (TALL_ROWS + MICRO_ROWS) * TILE_COLUMNS);
     w.line = take(&next, TILE_COLUMNS);
     w.line2 = take(&next, TILE_COLUMNS);
     w.line3 = take(&next, TILE_COLUMNS);
     w.registers = next;
     if (pass->q_side.rows == NULL) pack_pair(pass, &q, &k, padded);
     bool square = mode == TILE_SQUARE;
-    int64_t height = square ? SQUARE : TILE_ROWS, across = square ? SQUARE : TILE_COLUMNS;
+    tile_mode diagonal = folds_diagonal(pass) ? TILE_FOLDED : TILE_PLAIN;
+    int64_t height = row1 - row0 <= TALL_ROWS ? TALL_ROWS : TILE_ROWS, across = TILE_COLUMNS;
+    if (square) height = across = SQUARE;
     for (int64_t j = column0; j < column1; j += across)
         for (int64_t i = row0; i < row1 && !(square && i > j); i += height) {
             w.r = (tile_range){i, i + height < row1 ? i + height : row1, j,
                                j + across < column1 ? j + across : column1};
-            tile_mode of_tile = !square ? mode : i == j ? TILE_PLAIN : TILE_MIRRORED;
+            tile_mode of_tile = !square ? mode : i == j ? diagonal : TILE_MIRRORED;
             run_tile(&w, kept, of_tile, &q, &k, padded);
         }
 }

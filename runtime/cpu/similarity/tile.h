@@ -55,6 +55,7 @@ typedef struct {
     real *kept;
     int64_t kept_elements;
     bool have_kept, keep_weights;
+    bool kept_all; /* have_kept, of all tiles: none is computed again */
 } tile_pass;
 
 /* Elements that both sides take (one where q is k), and the parts in which they are packed. */
@@ -71,6 +72,7 @@ size_t REAL(tile_scratch_bytes)(const tile_pass *pass, int64_t rows);
 typedef enum {
     TILE_PLAIN,    /* every job in its own orientation */
     TILE_MIRRORED, /* symmetric and off the diagonal: the tile also stands for its transpose */
+    TILE_FOLDED,   /* on the diagonal: its weights and their transpose are summed for dq alone */
     TILE_SQUARE    /* symmetric, a block with itself: its tiles are of the other two modes */
 } tile_mode;
 /* kept: where the pair's tiles are kept, or NULL. */
