@@ -3,7 +3,8 @@
  * many floats: calls of a vector library for every vector take longer. Error: below 1 ulp for exp,
  * 2 for the logarithms; zeros, infinities and NaN as C has them, and subnormals but for what exp
  * gives.
- * Polynomials are minimax in the relative error of the whole result. Internal to cpu/. */
+ * Polynomials are minimax in the relative error of the whole result, and computed by pairs of
+ * terms, which wait less for each other than one after the other. Internal to cpu/. */
 #ifndef LN_CPU_VECTOR_MATH_H
 #define LN_CPU_VECTOR_MATH_H
 #include <stdbool.h>
@@ -35,11 +36,9 @@ static inline float float_exp_parts(float x, bool in_one) {
     float_bits whole = {.value = x * 0x1.715476p+0f + shift};
     float k = whole.value - shift;
     float r = in_one ? x - k * LN2 : x - k * LN2_HIGH - k * LN2_LOW;
-    float p = 0x1.6a108p-10f * r + 0x1.1245c8p-7f;
-    p = p * r + 0x1.55593cp-5f;
-    p = p * r + 0x1.555482p-3f;
-    p = p * r + 0x1.fffffcp-2f;
-    p = p * r + 1;
+    float p = 0x1.6a108p-10f * r + 0x1.1245c8p-7f, square = r * r;
+    p = p * square + (0x1.55593cp-5f * r + 0x1.555482p-3f);
+    p = p * square + (0x1.fffffcp-2f * r + 1);
     float_bits y = {.value = p * r + 1};
     y.bits = (int32_t)((uint32_t)y.bits + ((uint32_t)whole.bits << 23));
     return y.value;
@@ -59,13 +58,10 @@ static inline float float_exp_inside(float x) {
 
 /* log(2^k (1 + f)). */
 static inline float float_log_sum(int32_t k, float f) {
-    float p = 0.08700436f * f - 0.14267487f;
-    p = p * f + 0.14914768f;
-    p = p * f - 0.16577585f;
-    p = p * f + 0.19963064f;
-    p = p * f - 0.25001337f;
-    p = p * f + 0.33333910f;
-    float exponent = (float)k, square = f * f, rest = p * f - 0.5f;
+    float exponent = (float)k, square = f * f, rest = 0.08700436f * f - 0.14267487f;
+    rest = rest * square + (0.14914768f * f - 0.16577585f);
+    rest = rest * square + (0.19963064f * f - 0.25001337f);
+    rest = rest * square + (0.33333910f * f - 0.5f);
     if (FUSED) return exponent * LN2 + (square * rest + f);
     return f + (square * rest + exponent * LN2_LOW) + exponent * LN2_HIGH;
 }

@@ -23,7 +23,7 @@ int REAL(machine_parameter)(machine *m, int kind, const real *values) {
 }
 
 static int operands_of(int op) {
-    static const int made[] = {3, 3, 3, 3, 2, 2, 3, 4, 3, 4};
+    static const int made[] = {3, 3, 3, 3, 2, 2, 3, 4, 3, 4, 5, 8};
     return op <= LN_LINK_WHERE ? ln_link_operands(op) : made[op - MULTIPLY_ADD];
 }
 
@@ -47,7 +47,7 @@ void REAL(machine_mirror)(machine *m, int *mirrored, const int *values, int n) {
     for (int i = 0; i < n_steps; i++) {
         if (!needed[i]) continue;
         machine_step s = m->steps[i];
-        int operands = operands_of(s.op), moved[4] = {0};
+        int operands = operands_of(s.op), moved[MOST_OPERANDS] = {0};
         bool any = false;
         own[i] = operands == 0 ? mirror_leaf(m, i) : i;
         for (int j = 0; j < operands; j++) {
@@ -157,11 +157,13 @@ static bool takes_limits(const machine *m, const machine_step *s) {
     return taken;
 }
 
+/* How many steps that an output needs read each step; an output has two readers more. */
 static void count_readers(const machine *m, int *readers) {
     memset(readers, 0, (size_t)m->n_steps * sizeof *readers);
     for (int i = 0; i < m->n_outputs; i++) readers[m->outputs[i]] = 2;
-    for (int i = 0; i < m->n_steps; i++)
-        for (int j = 0; j < operands_of(m->steps[i].op); j++) readers[m->steps[i].operand[j]]++;
+    for (int i = m->n_steps - 1; i >= 0; i--)
+        for (int j = 0; readers[i] > 0 && j < operands_of(m->steps[i].op); j++)
+            readers[m->steps[i].operand[j]]++;
 }
 
 /* (x y) z, of which y and z are early, as x (y z): the latter is computed once a tile. */
@@ -170,8 +172,8 @@ static void regroup(machine *m, bool *early) {
     count_readers(m, readers);
     for (int i = 0; i < m->n_steps; i++) {
         int *outer = m->steps[i].operand;
-        if (m->steps[i].op != LN_LINK_MUL || early[i] || early[outer[0]] == early[outer[1]])
-            continue;
+        bool late_product = readers[i] > 0 && m->steps[i].op == LN_LINK_MUL && !early[i];
+        if (!late_product || early[outer[0]] == early[outer[1]]) continue;
         int product = early[outer[0]] ? outer[1] : outer[0], z = outer[0] + outer[1] - product;
         int *inner = m->steps[product].operand;
         if (m->steps[product].op != LN_LINK_MUL || readers[product] != 1 || z > product ||
@@ -203,6 +205,42 @@ static void fuse(machine *m, const bool *early) {
             continue;
         *s = made;
         m->inside[i] |= m->inside[first];
+    }
+}
+
+/* A sum of a product that is computed for the step's operand alone, whose operands are arrays as
+ * they are. */
+static bool is_own_sum(const machine *m, const bool *early, const int *readers, int step, int j) {
+    int sum = m->steps[step].operand[j];
+    const machine_step *s = &m->steps[sum];
+    bool own = s->op == MULTIPLY_ADD && m->place[sum] == 0 && readers[sum] == 1;
+    for (int k = 0; own && k < 3; k++) {
+        int from = s->operand[k], place = m->place[from];
+        own = place == 0 || (place == PLACE_LEAF && leaf_varies(m, &m->steps[from]));
+    }
+    return own && early[sum] == early[step];
+}
+
+/* Takes the sums of products into the exponentials that read them. */
+static void fuse_sums(machine *m, const bool *early) {
+    int readers[MACHINE_STEPS];
+    count_readers(m, readers);
+    for (int i = 0; i < m->n_steps; i++) {
+        machine_step *s = &m->steps[i];
+        bool times = s->op == EXP_PRODUCT_DIFFERENCE_TIMES, plain = true;
+        if (!times && s->op != EXP_PRODUCT_DIFFERENCE) continue;
+        for (int j = 0; j < 2; j++) {
+            int from = s->operand[j], place = m->place[from];
+            plain &= place == 0 || (place == PLACE_LEAF && leaf_varies(m, &m->steps[from]));
+        }
+        if (!plain || !is_own_sum(m, early, readers, i, 2)) continue;
+        if (times && !is_own_sum(m, early, readers, i, 3)) continue;
+        machine_step made = {.op = times ? EXP_PRODUCTS_TIMES : EXP_PRODUCTS};
+        memcpy(made.operand, s->operand, 2 * sizeof *made.operand);
+        memcpy(made.operand + 2, m->steps[s->operand[2]].operand, 3 * sizeof *made.operand);
+        if (times)
+            memcpy(made.operand + 5, m->steps[s->operand[3]].operand, 3 * sizeof *made.operand);
+        *s = made;
     }
 }
 
@@ -256,6 +294,7 @@ void REAL(machine_prepare)(machine *m) {
     regroup(m, early);
     find_places(m, early);
     fuse(m, early);
+    fuse_sums(m, early);
     for (int i = 0; i < m->n_steps; i++) m->n_operands[i] = operands_of(m->steps[i].op);
     find_last(m, last);
     find_by_row(m, by_row);

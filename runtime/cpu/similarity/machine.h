@@ -58,12 +58,15 @@ enum {
     EXP_DIFFERENCE_TIMES_ADD,         /* exp(a - b) c + d */
     EXP_PRODUCT_DIFFERENCE,           /* exp(a b - c) */
     EXP_PRODUCT_DIFFERENCE_TIMES,     /* exp(a b - c) d */
+    EXP_PRODUCTS,                     /* exp(a b - (c d + e)), of arrays as they are */
+    EXP_PRODUCTS_TIMES,               /* exp(a b - (c d + e)) (f g + h), likewise */
     INSIDE = 64                       /* added to an operation whose operand is inside */
 };
 
 /* An ln_link_step, or one of these. */
+enum { MOST_OPERANDS = 8 };
 typedef struct {
-    int op, operand[4];
+    int op, operand[MOST_OPERANDS];
     double number;
 } machine_step;
 

@@ -183,6 +183,26 @@ OF_PRODUCT(exp_product_difference_times_inside, exp_inside, E *D)
 #undef C
 #undef D
 
+/* y = exp(a b - (c d + e)), and that times f g + h, where all are arrays as they are. */
+#define ROW_OF(v, j) const real *v = x[j]->array + row * x[j]->apart
+#define FIVE                                                                                       \
+    ROW_OF(a, 0);                                                                                  \
+    ROW_OF(b, 1);                                                                                  \
+    ROW_OF(c, 2);                                                                                  \
+    ROW_OF(d, 3);                                                                                  \
+    ROW_OF(e, 4)
+#define OF_PRODUCTS(name, EXP)                                                                     \
+    static void name(const target *to, const run_values *const *x) {                               \
+        LOOPS(FIVE, y[i] = EXP(a[i] * b[i] - (c[i] * d[i] + e[i])))                                \
+    }                                                                                              \
+    static void name##_times(const target *to, const run_values *const *x) {                       \
+        LOOPS(FIVE; ROW_OF(f, 5); ROW_OF(g, 6);                                                    \
+              ROW_OF(h, 7), real E = EXP(a[i] * b[i] - (c[i] * d[i] + e[i]));                      \
+              y[i] = E * (f[i] * g[i] + h[i]))                                                     \
+    }
+OF_PRODUCTS(exp_products, exp)
+OF_PRODUCTS(exp_products_inside, exp_inside)
+
 /* The limit b is an array or a number. */
 static void le_divide(const target *to, const run_values *const *x) {
     if (x[1]->base != NULL) {
@@ -209,6 +229,10 @@ static void run_several(int op, const target *to, const run_values *const *x) {
     case EXP_PRODUCT_DIFFERENCE + INSIDE: exp_product_difference_inside(to, x); break;
     case EXP_PRODUCT_DIFFERENCE_TIMES: exp_product_difference_times(to, x); break;
     case EXP_PRODUCT_DIFFERENCE_TIMES + INSIDE: exp_product_difference_times_inside(to, x); break;
+    case EXP_PRODUCTS: exp_products(to, x); break;
+    case EXP_PRODUCTS + INSIDE: exp_products_inside(to, x); break;
+    case EXP_PRODUCTS_TIMES: exp_products_times(to, x); break;
+    case EXP_PRODUCTS_TIMES + INSIDE: exp_products_inside_times(to, x); break;
     default: run_where(to, x);
     }
 }
@@ -233,8 +257,8 @@ static void constant(real *y, real x) {
 /* A step whose operands are numbers: as arrays, where it is none of the common. */
 static void run_number(int op, int count, real *y, const run_values *const *x) {
     const real *a = x[0]->offset, *b = count > 1 ? x[1]->offset : a;
-    run_values arrays[4];
-    const run_values *given[4];
+    run_values arrays[MOST_OPERANDS];
+    const run_values *given[MOST_OPERANDS];
     switch (op) {
     case LN_LINK_ADD: EACH(a[r] + b[r]); return;
     case LN_LINK_SUB: EACH(a[r] - b[r]); return;
@@ -318,7 +342,7 @@ static void run_one(const machine *m, int i, run_values *values, const machine_r
                     int64_t column, const target *to) {
     const machine_step *s = &m->steps[i];
     run_values *v = &values[i];
-    const run_values *x[4];
+    const run_values *x[MOST_OPERANDS];
     int count = m->n_operands[i];
     for (int j = 0; j < count; j++) x[j] = &values[s->operand[j]];
     switch (m->place[i]) {
