@@ -122,6 +122,7 @@ local function limits(right)
   return raised
 end
 
+lunce.scope(network().step) -- what losses remember of a size, the indices of its positives, stays
 local before = memory.settled()
 local right = undisturbed()
 memory.same_as(before, "a step")

@@ -46,6 +46,7 @@ local function without(step)
   assert(collectgarbage "count" <= lua_heap + 1024, "Lua's heap grew by more than 1 MB")
 end
 
+lunce.scope(network().step) -- what losses remember of a size, the indices of its positives, stays
 local before = memory.settled()
 for _, loop in ipairs{ in_scopes, without } do
   loop(network().step)

@@ -5,6 +5,7 @@
 #include "rows.h"
 #include "kept.h"
 #include "mask.h"
+#include "pack.h"
 #include "pass.h"
 #include "rank.h"
 #include "schedule.h"
@@ -148,11 +149,11 @@ static ln_status run_rows(const row_job *job, const real *panels) {
 }
 
 static real *pack_all(const tile_pass *pass) {
-    int64_t elements, panels = REAL(tile_panels)(pass, &elements);
+    int64_t elements, panels = REAL(pack_column_panels)(pass, &elements);
     real *packed = ln_scratch_new((size_t)elements * sizeof(real), "similarity");
     if (packed == NULL) return NULL;
 #pragma omp parallel for schedule(static) num_threads(ln_team(elements))
-    for (int64_t p = 0; p < panels; p++) REAL(tile_pack_panel)(pass, packed, p);
+    for (int64_t p = 0; p < panels; p++) REAL(pack_column_panel)(pass, packed, p);
     return packed;
 }
 

@@ -1,5 +1,5 @@
-/* Runs a pass: pairs of row blocks over the team. Computes nothing itself. Compiled once for each
- * element type and instruction set.
+/* Runs a pass: packing, then pairs of row blocks, over the team. Computes nothing itself. Compiled
+ * once for each element type and instruction set.
  *
  * Pairs are taken round by round, and in a round no two share rows or columns (a tournament for one
  * set of rows, a Latin square for two), so that who takes one seldom waits for its blocks.
@@ -7,6 +7,7 @@
  * size of the team. */
 #include "schedule.h"
 #include "kept.h"
+#include "pack.h"
 
 #include <omp.h>
 #include <pthread.h>
@@ -100,33 +101,45 @@ static bool take(schedule *s, taken_meeting *t) {
 }
 
 /* What is waited for was taken before, so that it is running. */
-static void wait_for(turns *t, int64_t before) {
+static void wait_for(_Atomic int64_t *done, int64_t wanted) {
     enum { SPINS = 1000 };
-    for (int spins = 0; atomic_load_explicit(&t->done, memory_order_acquire) < before; spins++) {
+    for (int spins = 0; atomic_load_explicit(done, memory_order_acquire) < wanted; spins++) {
         if (spins < SPINS) __builtin_ia32_pause();
         else sched_yield();
     }
 }
 
 static void run_taken(const schedule *s, const taken_meeting *t) {
-    wait_for(t->of_i, t->before_i);
-    wait_for(t->of_j, t->before_j);
+    wait_for(&t->of_i->done, t->before_i);
+    wait_for(&t->of_j->done, t->before_j);
     run_meeting(s, t->i, t->j);
     atomic_fetch_add_explicit(&t->of_i->done, 1, memory_order_release);
     if (t->of_j != t->of_i) atomic_fetch_add_explicit(&t->of_j->done, 1, memory_order_release);
 }
 
-static void pack_side(const tile_pass *pass, const tile_side *side) {
-    int64_t parts = REAL(tile_side_parts)(side);
-#pragma omp parallel for schedule(static) num_threads(ln_team(3 * side->height * pass->d))
-    for (int64_t part = 0; part < parts; part++) REAL(tile_pack_part)(pass, side, part);
+/* ---- The run ---- */
+
+/* Items that the threads of a region take one by one. */
+typedef struct {
+    int64_t count;
+    _Atomic int64_t taken, done;
+} items;
+
+static void pack_all(const tile_pass *pass, items *parts) {
+    int64_t part;
+    while ((part = atomic_fetch_add(&parts->taken, 1)) < parts->count) {
+        REAL(pack_part)(pass, part);
+        atomic_fetch_add_explicit(&parts->done, 1, memory_order_release);
+    }
+    wait_for(&parts->done, parts->count);
 }
 
-static ln_status run_pairs(const tile_pass *pass, bool square) {
+static ln_status run(const tile_pass *pass, bool square) {
     schedule s = {.pass = pass,
                   .blocks = REAL(kept_blocks_of)(pass, square),
                   .round = square ? -1 : 0,
                   .lock = PTHREAD_MUTEX_INITIALIZER};
+    items parts = {.count = pass->packed ? REAL(pack_parts)(pass, square) : 0};
     size_t turns_bytes = (size_t)(s.blocks.row_blocks + s.blocks.column_blocks) * sizeof(turns);
     s.scratch_bytes = REAL(tile_scratch_bytes)(pass, s.blocks.rows);
     s.scratch_bytes = (s.scratch_bytes + 4095) / 4096 * 4096;
@@ -138,6 +151,7 @@ static ln_status run_pairs(const tile_pass *pass, bool square) {
 #pragma omp parallel num_threads(team)
         {
             ln_take_place();
+            pack_all(pass, &parts);
             for (taken_meeting t; take(&s, &t);) run_taken(&s, &t);
         }
     }
@@ -158,16 +172,14 @@ ln_status REAL(schedule_run)(const tile_pass *given, bool square, ln_tiles *tile
     REAL(kept_use)(&pass, tiles);
     kept_blocks blocks = REAL(kept_blocks_of)(&pass, square);
     pass.kept_all = REAL(kept_all)(&pass, &blocks);
-    int64_t bytes = REAL(tile_side_elements)(&pass, square) * (int64_t)sizeof(real);
+    int64_t bytes = REAL(pack_elements)(&pass, square) * (int64_t)sizeof(real);
     real *memory = NULL;
     if (bytes <= SIDES_BYTES) {
-        memory = ln_scratch_new((size_t)bytes, "similarity");
+        memory = ln_scratch_new((size_t)bytes + 1, "similarity");
         if (memory == NULL) return LN_OUT_OF_MEMORY;
-        REAL(tile_sides)(&pass, square, memory);
-        pack_side(&pass, &pass.q_side);
-        if (!square) pack_side(&pass, &pass.k_side);
+        REAL(pack_sides)(&pass, square, memory);
     }
-    ln_status status = run_pairs(&pass, square);
+    ln_status status = run(&pass, square);
     if (tiles != NULL && status == LN_OK)
         tiles->holds = pass.keep_weights ? LN_TILES_WEIGHTS : LN_TILES_SIMILARITIES;
     ln_scratch_release(memory);

@@ -5,6 +5,7 @@
 #include "tail.h"
 #include "cpu/vector_math.h"
 #include "mask.h"
+#include "pack.h"
 #include "pass.h"
 #include "rank.h"
 #include "rows.h"
@@ -98,10 +99,10 @@ static ln_status sample_new(sample *s, const tile_pass *pass) {
     }
     s->pass.k = s->rows;
     s->pass.k_scale = s->scale;
-    int64_t elements, panels = REAL(tile_panels)(&s->pass, &elements);
+    int64_t elements, panels = REAL(pack_column_panels)(&s->pass, &elements);
     s->panels = ln_scratch_new((size_t)elements * sizeof(real), "similarity");
     if (s->panels == NULL) return LN_OUT_OF_MEMORY;
-    for (int64_t p = 0; p < panels; p++) REAL(tile_pack_panel)(&s->pass, s->panels, p);
+    for (int64_t p = 0; p < panels; p++) REAL(pack_column_panel)(&s->pass, s->panels, p);
     return LN_OK;
 }
 

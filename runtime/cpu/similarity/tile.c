@@ -1,5 +1,5 @@
-/* One pair of row blocks of the similarity engine: packing, the tile products, the masks, and the
- * accumulation of the jobs. Schedules nothing and allocates nothing.
+/* One pair of row blocks of the similarity engine: the tile products, the masks, and the
+ * accumulation of the jobs. Packs nothing, schedules nothing and allocates nothing.
  *
  * For tile S = Q K^T of unit rows: forward, each job turns S into sums over its anchors; backward,
  * the jobs' gradient weights W = dL/dS are summed, and dQ += W K, dK += W^T Q. */
@@ -8,60 +8,10 @@
 #include "keep.h"
 #include "kept.h"
 #include "mask.h"
+#include "pack.h"
 #include "product.h"
 
 #include <string.h>
-
-/* ---- Packing ---- */
-
-/* A block of rows, scaled, in the layouts that the products read; behind it lie as many rows, zeros
- * or the next block's, as complete its micro-tiles. d is the padded depth, height the number of
- * rows with those behind, stride that of the panels. */
-typedef struct {
-    int64_t first, count, height, stride;
-    real *rows;    /* (height, d) */
-    real *columns; /* panels of MICRO_COLUMNS rows: (height / MICRO_COLUMNS, d, MICRO_COLUMNS) */
-    real *panels;  /* panels of MICRO_COLUMNS features: (d / MICRO_COLUMNS, stride, ...) */
-} block;
-
-static void pack_rows(block *b, const real *x, const real *scale, int64_t d, int64_t padded) {
-    for (int64_t i = 0; i < b->height; i++) {
-        real *to = b->rows + i * padded;
-        int64_t from = b->first + i, have = i < b->count ? d : 0;
-        real factor = scale != NULL && have > 0 ? scale[from] : 1;
-        for (int64_t k = 0; k < have; k++) to[k] = x[from * d + k] * factor;
-        memset(to + have, 0, (size_t)(padded - have) * sizeof *to);
-    }
-}
-
-/* y = the transpose of MICRO_COLUMNS rows and columns of x, rows `apart` elements apart. */
-static inline void turn_panel(real *y, const real *x, int64_t apart) {
-#ifdef __AVX2__
-    if (sizeof(real) == sizeof(float)) {
-        for (int64_t i = 0; i < MICRO_COLUMNS; i += 8)
-            for (int64_t c = 0; c < MICRO_COLUMNS; c += 8)
-                turn_eight((float *)(y + c * MICRO_COLUMNS + i), MICRO_COLUMNS,
-                           (const float *)(x + i * apart + c), apart);
-        return;
-    }
-#endif
-    for (int64_t i = 0; i < MICRO_COLUMNS; i++)
-        for (int64_t c = 0; c < MICRO_COLUMNS; c++) y[c * MICRO_COLUMNS + i] = x[i * apart + c];
-}
-
-static void pack_columns(block *b, int64_t padded) {
-    for (int64_t j = 0; j < b->height; j += MICRO_COLUMNS)
-        for (int64_t k = 0; k < padded; k += MICRO_COLUMNS)
-            turn_panel(b->columns + j * padded + k * MICRO_COLUMNS, b->rows + j * padded + k,
-                       padded);
-}
-
-static void pack_panels(block *b, int64_t padded) {
-    for (int64_t k = 0; k < padded; k += MICRO_COLUMNS)
-        for (int64_t i = 0; i < b->height; i++)
-            memcpy(b->panels + k * b->stride + i * MICRO_COLUMNS, b->rows + i * padded + k,
-                   MICRO_COLUMNS * sizeof *b->panels);
-}
 
 /* ---- Jobs ---- */
 
@@ -364,9 +314,10 @@ static bool tile_is_empty(const tile_pass *pass, tile_mode mode, tile_range r) {
     return true;
 }
 
-static void run_tile(worker *w, real *kept, tile_mode mode, const block *q, const block *k,
-                     int64_t padded) {
+static void run_tile(worker *w, real *kept, tile_mode mode, const row_block *q,
+                     const row_block *k) {
     const tile_pass *pass = w->pass;
+    int64_t padded = round_up(pass->d, MICRO_COLUMNS);
     bool have = kept != NULL && pass->have_kept, keeps = kept != NULL && !have;
     bool weighs = keeps && pass->keep_weights;
     if ((!keeps || weighs) && tile_is_empty(pass, mode, w->r)) return;
@@ -414,13 +365,7 @@ int64_t REAL(tile_block_rows)(int64_t rows, int64_t d) {
     return best;
 }
 
-/* Heights are whole panels, and cover whole micro-tiles of rows. */
-static int64_t padded_height(int64_t rows) {
-    return round_up(rows + MICRO_ROWS, MICRO_COLUMNS);
-}
-
 size_t REAL(tile_scratch_bytes)(const tile_pass *pass, int64_t rows) {
-    int64_t block_elements = padded_height(rows) * round_up(pass->d, MICRO_COLUMNS);
     int64_t registers = 0;
     for (int i = 0; i < pass->n_jobs; i++) {
         const tile_job *j = &pass->jobs[i];
@@ -429,8 +374,7 @@ size_t REAL(tile_scratch_bytes)(const tile_pass *pass, int64_t rows) {
             if (counts[c] > registers) registers = counts[c];
     }
     int64_t lines = (3 * (TALL_ROWS + MICRO_ROWS) + 3) * TILE_COLUMNS + registers * REGISTER;
-    int64_t layouts = pass->q_side.rows != NULL ? 0 : 6;
-    return (size_t)(layouts * block_elements + lines) * sizeof(real) +
+    return (size_t)(REAL(pack_own_elements)(pass, rows) + lines) * sizeof(real) +
            MACHINE_STEPS * sizeof(run_values);
 }
 
@@ -438,72 +382,6 @@ static real *take(real **next, int64_t n) {
     real *p = *next;
     *next += n;
     return p;
-}
-
-static void block_new(block *b, const tile_side *side, real **next, int64_t first, int64_t end,
-                      int64_t padded) {
-    *b = (block){.first = first, .count = end - first, .height = padded_height(end - first)};
-    if (side->rows != NULL) {
-        b->rows = side->rows + first * padded;
-        b->columns = side->columns + first * padded;
-        b->panels = side->panels + first * MICRO_COLUMNS;
-        b->stride = side->height;
-        return;
-    }
-    b->rows = take(next, b->height * padded);
-    b->columns = take(next, b->height * padded);
-    b->panels = take(next, b->height * padded);
-    b->stride = b->height;
-}
-
-static void pack_pair(const tile_pass *pass, block *q, block *k, int64_t padded) {
-    pack_rows(q, pass->q, pass->q_scale, pass->d, padded);
-    pack_rows(k, pass->k, pass->k_scale, pass->d, padded);
-    pack_columns(k, padded);
-    if (pass->backward && pass->dq != NULL) pack_panels(k, padded);
-    if (pass->backward && pass->dk != NULL) pack_panels(q, padded);
-}
-
-/* ---- Whole sides ---- */
-
-int64_t REAL(tile_side_elements)(const tile_pass *pass, bool square) {
-    int64_t rows = padded_height(pass->n) + (square ? 0 : padded_height(pass->m));
-    return 3 * rows * round_up(pass->d, MICRO_COLUMNS);
-}
-
-void REAL(tile_sides)(tile_pass *pass, bool square, real *memory) {
-    tile_side *sides[] = {&pass->q_side, &pass->k_side};
-    for (int i = 0; i < (square ? 1 : 2); i++) {
-        int64_t height = padded_height(i == 0 ? pass->n : pass->m);
-        int64_t elements = height * round_up(pass->d, MICRO_COLUMNS);
-        *sides[i] = (tile_side){height, memory, memory + elements, memory + 2 * elements};
-        memory += 3 * elements;
-    }
-    if (square) pass->k_side = pass->q_side;
-}
-
-enum { PART_ROWS = TILE_ROWS }; /* whole panels */
-
-int64_t REAL(tile_side_parts)(const tile_side *side) {
-    return (side->height + PART_ROWS - 1) / PART_ROWS;
-}
-
-void REAL(tile_pack_part)(const tile_pass *pass, const tile_side *side, int64_t part) {
-    int64_t padded = round_up(pass->d, MICRO_COLUMNS), first = part * PART_ROWS;
-    bool of_q = side == &pass->q_side;
-    int64_t have = (of_q ? pass->n : pass->m) - first, left = side->height - first;
-    block b = {.first = first,
-               .count = have < 0           ? 0
-                        : have < PART_ROWS ? have
-                                           : PART_ROWS,
-               .height = left < PART_ROWS ? left : PART_ROWS,
-               .stride = side->height,
-               .rows = side->rows + first * padded,
-               .columns = side->columns + first * padded,
-               .panels = side->panels + first * MICRO_COLUMNS};
-    pack_rows(&b, of_q ? pass->q : pass->k, of_q ? pass->q_scale : pass->k_scale, pass->d, padded);
-    if (!pass->kept_all) pack_columns(&b, padded);
-    if (pass->backward) pack_panels(&b, padded);
 }
 
 /* ---- A pair ---- */
@@ -523,10 +401,8 @@ void REAL(tile_pair)(const tile_pass *pass, void *scratch, real *kept, tile_mode
                      int64_t row1, int64_t column0, int64_t column1) {
     worker w = {.pass = pass, .values = scratch};
     real *next = (real *)(w.values + MACHINE_STEPS);
-    int64_t padded = round_up(pass->d, MICRO_COLUMNS);
-    block q, k;
-    block_new(&q, &pass->q_side, &next, row0, row1, padded);
-    block_new(&k, &pass->k_side, &next, column0, column1, padded);
+    row_block q, k;
+    next = REAL(pack_pair)(pass, next, &q, &k, (tile_range){row0, row1, column0, column1});
     w.own_s = take(&next, (TALL_ROWS + MICRO_ROWS) * TILE_COLUMNS);
     w.w = take(&next, (TALL_ROWS + MICRO_ROWS) * TILE_COLUMNS);
     w.f = take(&next, (TALL_ROWS + MICRO_ROWS) * TILE_COLUMNS);
@@ -534,7 +410,6 @@ void REAL(tile_pair)(const tile_pass *pass, void *scratch, real *kept, tile_mode
     w.line2 = take(&next, TILE_COLUMNS);
     w.line3 = take(&next, TILE_COLUMNS);
     w.registers = next;
-    if (pass->q_side.rows == NULL) pack_pair(pass, &q, &k, padded);
     bool square = mode == TILE_SQUARE;
     tile_mode diagonal = folds_diagonal(pass) ? TILE_FOLDED : TILE_PLAIN;
     int64_t height = row1 - row0 <= TALL_ROWS ? TALL_ROWS : TILE_ROWS, across = TILE_COLUMNS;
@@ -544,29 +419,11 @@ void REAL(tile_pair)(const tile_pass *pass, void *scratch, real *kept, tile_mode
             w.r = (tile_range){i, i + height < row1 ? i + height : row1, j,
                                j + across < column1 ? j + across : column1};
             tile_mode of_tile = !square ? mode : i == j ? diagonal : TILE_MIRRORED;
-            run_tile(&w, kept, of_tile, &q, &k, padded);
+            run_tile(&w, kept, of_tile, &q, &k);
         }
 }
 
 /* ---- Whole rows ---- */
-
-int64_t REAL(tile_panels)(const tile_pass *pass, int64_t *elements) {
-    int64_t panels = (pass->m + MICRO_COLUMNS - 1) / MICRO_COLUMNS;
-    *elements = panels * MICRO_COLUMNS * round_up(pass->d, MICRO_COLUMNS);
-    return panels;
-}
-
-void REAL(tile_pack_panel)(const tile_pass *pass, real *panels, int64_t panel) {
-    int64_t padded = round_up(pass->d, MICRO_COLUMNS), first = panel * MICRO_COLUMNS;
-    real *to = panels + first * padded;
-    for (int64_t i = 0; i < MICRO_COLUMNS; i++) {
-        bool inside = first + i < pass->m;
-        real scale = inside && pass->k_scale != NULL ? pass->k_scale[first + i] : 1;
-        for (int64_t k = 0; k < padded; k++)
-            to[k * MICRO_COLUMNS + i] =
-                inside && k < pass->d ? pass->k[(first + i) * pass->d + k] * scale : 0;
-    }
-}
 
 int64_t REAL(tile_row_block)(const tile_pass *pass, int64_t *stride, int64_t *elements) {
     int64_t padded = round_up(pass->d, MICRO_COLUMNS);
@@ -581,12 +438,11 @@ real *REAL(tile_rows)(const tile_pass *pass, const real *panels, real *scratch,
                       const ln_mask *masks, int n_masks, int64_t row0, int64_t row1) {
     int64_t padded = round_up(pass->d, MICRO_COLUMNS), stride = round_up(pass->m, MICRO_COLUMNS);
     int64_t rows = round_up(row1 - row0, MICRO_ROWS);
-    block b = {.first = row0, .count = row1 - row0, .height = rows, .rows = scratch};
     real *s = scratch + rows * padded;
-    pack_rows(&b, pass->q, pass->q_scale, pass->d, padded);
+    REAL(pack_rows)(pass, scratch, row0, row1, rows);
     for (int64_t j = 0; j < stride; j += TILE_COLUMNS) {
         int64_t columns = stride - j < TILE_COLUMNS ? stride - j : TILE_COLUMNS;
-        similarity_product(s + j, stride, b.rows, panels + j * padded, rows, columns, padded);
+        similarity_product(s + j, stride, scratch, panels + j * padded, rows, columns, padded);
     }
     for (int64_t row = row0; row < row1; row++) REAL(mask_apply)
     (s + (row - row0) * stride, -INFINITY, n_masks, masks, false, row, 0, pass->m);

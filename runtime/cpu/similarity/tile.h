@@ -32,8 +32,7 @@ typedef struct {
     double *dparameters[LN_LINK_PARAMETERS]; /* (N), or (M) for column parameters; NULL unwanted */
 } tile_job;
 
-/* All rows of q or of k, scaled and in the layouts that the products read (tile.c). rows NULL: each
- * pair packs its own. */
+/* All rows of q or of k in the layouts of pack.h that the pass reads. */
 typedef struct {
     int64_t height;
     real *rows, *columns, *panels;
@@ -48,6 +47,7 @@ typedef struct {
     real *dq, *dk;                 /* gradients of the scaled rows; NULL: not wanted */
     int n_jobs;
     tile_job *jobs;
+    bool packed; /* the sides are; else each pair packs its rows */
     tile_side q_side, k_side;
     /* Room for tiles, kept from one pass to another in the order of the pairs, as far as it goes;
      * NULL: none. have_kept: an earlier pass has filled it. keep_weights: with the only job's
@@ -57,12 +57,6 @@ typedef struct {
     bool have_kept, keep_weights;
     bool kept_all; /* have_kept, of all tiles: none is computed again */
 } tile_pass;
-
-/* Elements that both sides take (one where q is k), and the parts in which they are packed. */
-int64_t REAL(tile_side_elements)(const tile_pass *pass, bool square);
-void REAL(tile_sides)(tile_pass *pass, bool square, real *memory);
-int64_t REAL(tile_side_parts)(const tile_side *side);
-void REAL(tile_pack_part)(const tile_pass *pass, const tile_side *side, int64_t part);
 
 /* Rows in a block of a pair, for rows of d elements: what fits the second-level cache. */
 int64_t REAL(tile_block_rows)(int64_t rows, int64_t d);
@@ -81,9 +75,6 @@ void REAL(tile_pair)(const tile_pass *pass, void *scratch, real *kept, tile_mode
 
 /* ---- Whole rows, for order statistics ---- */
 
-/* The columns in panels: how many, and the elements they take; packing one of them. */
-int64_t REAL(tile_panels)(const tile_pass *pass, int64_t *elements);
-void REAL(tile_pack_panel)(const tile_pass *pass, real *panels, int64_t panel);
 /* How many rows one thread computes at a time, how far apart, and the elements of its scratch. */
 int64_t REAL(tile_row_block)(const tile_pass *pass, int64_t *stride, int64_t *elements);
 /* The similarities of rows row0..row1 with all columns, -inf where masked, in scratch. */
