@@ -105,13 +105,13 @@ describe("the kernels of a link", function()
     local some, count = {}, 0
     for _, path in ipairs(kernels()) do
       local source = io.open(path)
-      if source:read "*a":match "#define LN_WIDTH %d" and count < 6 then
+      if source:read "*a":match "#define LN_WIDTH %d" and count < 8 then
         count = count + 1
         some[count] = "'" .. path .. "'"
       end
       source:close()
     end
-    assert.is_true(count >= 6)
+    assert.is_true(count >= 8)
     compile_all(program, table.concat(some, " "), count)
   end)
 end)

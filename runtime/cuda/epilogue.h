@@ -19,14 +19,19 @@ enum {
 #define EPILOGUE_BOTH 2    /* of the rows, and of the columns as the transposed matrix has them */
 #define EPILOGUE_WEIGHTS 3 /* the values themselves */
 /* Those of fused_epilogue.h, of tiles that are nowhere written: */
-#define EPILOGUE_FUSED_SUMS 4     /* of x's rows */
-#define EPILOGUE_FUSED_RUNNING 5  /* likewise log-sum-exps, with running maxima */
-#define EPILOGUE_FUSED_GRADIENT 6 /* of x's rows: the values times y's rows */
+#define EPILOGUE_FUSED_SUMS 4    /* of x's rows */
+#define EPILOGUE_FUSED_RUNNING 5 /* likewise log-sum-exps, with running maxima */
+#define EPILOGUE_FUSED_BOTH 6    /* of x's rows, and of y's as the transposed matrix has them */
+#define EPILOGUE_FUSED_BOTH_RUNNING 7
+#define EPILOGUE_FUSED_GRADIENT 8 /* of x's rows: the values times y's rows */
 
 /* exp(most) * sum; most stays 0 where no maximum is kept. */
 typedef struct {
     double most, sum;
 } epilogue_total;
+typedef struct {
+    float most, sum;
+} epilogue_part; /* likewise, of a column in a block's rows */
 
 typedef struct {
     const void *parameters[EPILOGUE_PARAMETERS]; /* of the link's rows, columns or all */
@@ -38,7 +43,7 @@ typedef struct {
     const void *s;                        /* the tile (rows, columns) */
     void *w;                              /* WEIGHTS: (rows, columns) */
     epilogue_total *totals;               /* SUMS: of all anchors of the matrix */
-    void *row_sums, *column_sums;         /* BOTH: see both_sums */
+    void *row_sums, *column_sums;         /* BOTH: see its kernel */
     int by_column, running;               /* SUMS: anchors are columns; a log-sum-exp */
     int flipped;  /* SUMS: of the transposed matrix's entries. BOTH: its columns' sums are ours */
     int mirrored; /* WEIGHTS: with those of the transposed matrix */
@@ -49,6 +54,8 @@ typedef struct {
      * features); adds: to what w has */
     const void *x, *y; /* in halves */
     long long splits, features;
+    epilogue_part
+        *below; /* FUSED_BOTH: (blocks of rows, columns), right of each block's own rows */
 } epilogue;
 
 /* BOTH: a block's part of the tile, which the tests' build shrinks. Rows and columns have a sum in
@@ -66,8 +73,13 @@ enum { FUSED_THREADS = 128, FUSED_WIDEST = 256 };
 #define FUSED_ROWS(width) (FUSED_THREADS / 2 * FUSED_DOWN(width))
 #define FUSED_COLUMNS(kernel, width)                                                               \
     ((kernel) == EPILOGUE_FUSED_GRADIENT && (width) > 64 && (width) <= 128 ? 32 : 64)
+#define FUSED_WARPS (FUSED_THREADS / 32)
+#define FUSED_IS_BOTH(kernel)                                                                      \
+    ((kernel) == EPILOGUE_FUSED_BOTH || (kernel) == EPILOGUE_FUSED_BOTH_RUNNING)
 #define FUSED_BYTES(kernel, width)                                                                 \
-    ((FUSED_ROWS(width) + 2 * FUSED_COLUMNS(kernel, width)) * (2 * (width) + 16))
+    ((FUSED_ROWS(width) + 2 * FUSED_COLUMNS(kernel, width)) * (2 * (width) + 16) +                 \
+     FUSED_IS_BOTH(kernel) * FUSED_WARPS * FUSED_COLUMNS(kernel, width) *                          \
+         (int)sizeof(epilogue_part))
 
 /* Adds a total to another. */
 static inline __device__ void epilogue_add(epilogue_total *to, epilogue_total t) {
@@ -89,18 +101,33 @@ enum { LANES = 32, WARPS = EPILOGUE_THREADS / LANES };
 static __device__ real link(const epilogue &a, real s, long long row, long long column);
 static __device__ bool admitted(const epilogue &a, long long row, long long column);
 
+/* FUSED: whether sums keep running maxima, and the value that adds nothing. */
+#if LN_EPILOGUE == EPILOGUE_FUSED_RUNNING || LN_EPILOGUE == EPILOGUE_FUSED_BOTH_RUNNING
+#define LN_RUNNING 1
+#define NOTHING -INFINITY
+#else
+#define LN_RUNNING 0
+#define NOTHING 0
+#endif
+
 /* At (i, j) of the tile, or as the transposed matrix has it. */
 static __device__ real value(const epilogue &a, real s, long long i, long long j, bool flipped) {
     long long row = flipped ? a.column + j : a.row + i;
     long long column = flipped ? a.row + i : a.column + j;
     real v = link(a, s, row, column);
-    return admitted(a, row, column) ? v : 0;
+    return admitted(a, row, column) ? v : NOTHING;
 }
 #endif
 
 /* ---- Sums of rows or columns ---- */
 
-#if LN_EPILOGUE == EPILOGUE_SUMS || LN_EPILOGUE == EPILOGUE_FUSED_RUNNING
+#ifdef LN_EPILOGUE
+/* exp(v - most), where most is not below v; 0 of -inf. */
+static __device__ real exp_below(real v, real most) {
+    if (v == -INFINITY) return 0;
+    return v == most ? 1 : MATH(exp)(v - most);
+}
+
 /* exp(v) with a running maximum; -inf adds nothing. */
 static __device__ void add_exp(epilogue_total *to, real v) {
     if (v == -INFINITY) return;
@@ -108,7 +135,7 @@ static __device__ void add_exp(epilogue_total *to, real v) {
         if (to->sum != 0) to->sum *= exp(to->most - (double)v);
         to->most = (double)v;
     }
-    to->sum += (double)v == to->most ? 1 : (double)MATH(exp)(v - (real)to->most);
+    to->sum += (double)exp_below(v, (real)to->most);
 }
 #endif
 

@@ -1,24 +1,76 @@
 /* Kernels that never write a tile, for tiles in halves and rows of up to 256 features: this file is
  * their text, after that of epilogue.h and mma.h. A block owns some rows of x and goes along the
  * rows of y, whose similarities it takes from tensor cores, through the link and, for gradients, on
- * to the next product, in registers. It includes nothing. Invariants: what a block sums, it alone
- * sums, in a fixed order; rows past the end are zeros, and their entries are not used.
+ * to the next product, in registers; of a symmetric matrix it sums each tile's columns too. It
+ * includes nothing. Invariants: what a block sums, it alone sums, in a fixed order; rows past the
+ * end are zeros, and their entries are not used.
  *
  * LN_WIDTH is the width of rows in memory, a multiple of 16; zeros fill it. */
 #if LN_EPILOGUE >= EPILOGUE_FUSED_SUMS
 enum {
     WIDTH = LN_WIDTH,
-    PITCH = 2 * WIDTH + 16, /* bytes between rows in shared memory: eight of them share no bank */
-    FUSED_WARPS = FUSED_THREADS / LANES,
+    PITCH = 2 * WIDTH + 16,   /* bytes between rows in shared memory: eight of them share no bank */
     DOWN = FUSED_DOWN(WIDTH), /* times 16 rows of a warp */
     COLUMNS = FUSED_COLUMNS(LN_EPILOGUE, WIDTH),
     ACROSS = COLUMNS / 8, /* times 8 columns */
     FEATURES = WIDTH / 8, /* times 8 features */
-    BLOCK_ROWS = FUSED_ROWS(WIDTH)
+    BLOCK_ROWS = FUSED_ROWS(WIDTH),
+    BOTH = FUSED_IS_BOTH(LN_EPILOGUE),
+    RUNNING = LN_RUNNING
 };
 
 /* A lane's sums of products: see mma.h. */
 typedef float fragment[ACROSS][4];
+
+/* ---- Sums of columns ---- */
+
+/* Of the tile's columns, (FUSED_WARPS, COLUMNS), after the rows and tiles. */
+static __device__ epilogue_part *column_parts(void) {
+    return (epilogue_part *)(block_memory() + (BLOCK_ROWS + 2 * COLUMNS) * PITCH);
+}
+
+/* The warp's part of the tile's 8 columns from `first` on. A lane brings 2 * DOWN rows of two that
+ * eight lanes have, half of which go on with either. */
+static __device__ void add_columns(int first, real v[2][2 * DOWN]) {
+    int lane = threadIdx.x % LANES, odd = lane / 4 % 2;
+    real most[2] = {}, sum[2] = {};
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        if (RUNNING) {
+            most[e] = v[e][0];
+#pragma unroll
+            for (int r = 1; r < 2 * DOWN; r++) most[e] = MATH(fmax)(most[e], v[e][r]);
+#pragma unroll
+            for (int distance = 4; distance < LANES; distance *= 2)
+                most[e] = MATH(fmax)(most[e], __shfl_xor_sync(0xffffffffu, most[e], distance));
+        }
+#pragma unroll
+        for (int r = 0; r < 2 * DOWN; r++)
+            sum[e] += RUNNING ? exp_below(v[e][r], most[e]) : v[e][r];
+    }
+    real own = odd ? sum[1] : sum[0];
+    own += __shfl_xor_sync(0xffffffffu, odd ? sum[0] : sum[1], 4);
+    own += __shfl_xor_sync(0xffffffffu, own, 8);
+    own += __shfl_xor_sync(0xffffffffu, own, 16);
+    epilogue_part *to = column_parts() + threadIdx.x / LANES * COLUMNS + first;
+    if (lane < 8) to[lane % 4 * 2 + odd] = {odd ? most[1] : most[0], own};
+}
+
+/* The block's sums of a tile's columns, which begin at `first`. */
+static __device__ void store_columns(const epilogue &a, long long block, long long first) {
+    const epilogue_part *parts = column_parts() + threadIdx.x;
+    epilogue_part all = {NOTHING, 0};
+    if (threadIdx.x >= COLUMNS || first + threadIdx.x >= a.columns) return;
+#pragma unroll
+    for (int w = 0; w < FUSED_WARPS; w++)
+        if (RUNNING) all.most = MATH(fmax)(all.most, parts[w * COLUMNS].most);
+#pragma unroll
+    for (int w = 0; w < FUSED_WARPS; w++) {
+        epilogue_part p = parts[w * COLUMNS];
+        all.sum += RUNNING ? p.sum * exp_below(p.most, all.most) : p.sum;
+    }
+    a.below[block * a.columns + first + threadIdx.x] = all;
+}
 
 /* ---- What a warp makes of a tile ---- */
 
@@ -33,36 +85,36 @@ typedef struct {
 static __device__ void state_begin(state *t) {
 #pragma unroll
     for (int r = 0; r < 2 * DOWN; r++) {
-        t->of[r / 2][r % 2].most = LN_EPILOGUE == EPILOGUE_FUSED_RUNNING ? -INFINITY : 0;
+        t->of[r / 2][r % 2].most = NOTHING;
         t->of[r / 2][r % 2].sum = 0;
     }
 }
 
+/* Of both, the sums of columns go to shared memory; where the tile is on the diagonal, in vain. */
 static __device__ void state_take(state *t, const epilogue &a, fragment *s, const char *,
                                   long long i, long long j) {
+    real along[2 * DOWN] = {};
 #pragma unroll
-    for (int m = 0; m < DOWN; m++)
+    for (int n = 0; n < ACROSS; n++) {
+        real below[2][2 * DOWN];
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            long long own = i + 16 * m + 8 * h;
-            real along = 0;
+        for (int r = 0; r < 2 * DOWN; r++)
 #pragma unroll
-            for (int n = 0; n < ACROSS; n++)
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    long long other = j + 8 * n + e;
-                    if (own >= a.rows || other >= a.columns) continue;
-#if LN_EPILOGUE == EPILOGUE_FUSED_RUNNING
-                    long long row = a.flipped ? a.column + other : a.row + own;
-                    long long column = a.flipped ? a.row + own : a.column + other;
-                    if (admitted(a, row, column))
-                        add_exp(&t->of[m][h], link(a, s[m][n][2 * h + e], row, column));
-#else
-                    along += value(a, s[m][n][2 * h + e], own, other, a.flipped);
-#endif
+            for (int e = 0; e < 2; e++) {
+                long long own = i + 8 * r, other = j + 8 * n + e;
+                real x = s[r / 2][n][r % 2 * 2 + e], v = NOTHING, mirrored = NOTHING;
+                if (own < a.rows && other < a.columns) {
+                    v = value(a, x, own, other, a.flipped);
+                    if (BOTH) mirrored = value(a, x, own, other, !a.flipped);
                 }
-            t->of[m][h].sum += (double)along;
-        }
+                if (RUNNING) add_exp(&t->of[r / 2][r % 2], v);
+                else along[r] += v;
+                below[e][r] = mirrored;
+            }
+        if (BOTH) add_columns(8 * n, below);
+    }
+#pragma unroll
+    for (int r = 0; r < 2 * DOWN; r++) t->of[r / 2][r % 2].sum += (double)along[r];
 }
 
 /* The lanes of a row have its columns between them. */
@@ -229,18 +281,24 @@ static __device__ void multiply(fragment *s, const char *rows, const char *colum
 }
 
 /* The rows from `first` on, with the split's share of the columns; the next tile comes while one is
- * used. */
+ * used. Of both, where the diagonal begins at (0, 0), the tiles left of the block's own rows are
+ * another's, those of its own rows have both halves, and those right of them are mirrored. */
 static __device__ void take_block(const epilogue &a, long long first, long long split) {
     char *rows = block_memory(), *tiles = rows + BLOCK_ROWS * PITCH;
     int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     long long count = (a.columns + COLUMNS - 1) / COLUMNS;
     long long each = (count + a.splits - 1) / a.splits, begin = split * each;
     long long end = begin + each < count ? begin + each : count;
+    bool diagonal = BOTH && a.row == a.column;
+    long long right = diagonal ? (first + BLOCK_ROWS) / COLUMNS : 0;
+    if (diagonal && begin < first / COLUMNS) begin = first / COLUMNS;
     long long i = first + 16 * DOWN * warp + lane / 4;
     state t;
     state_begin(&t);
-    fetch(rows, a.x, first, a.rows, BLOCK_ROWS);
-    if (begin < end) fetch(tiles, a.y, begin * COLUMNS, a.columns, COLUMNS);
+    if (begin < end) {
+        fetch(rows, a.x, first, a.rows, BLOCK_ROWS);
+        fetch(tiles, a.y, begin * COLUMNS, a.columns, COLUMNS);
+    }
     copy_group();
     for (long long tile = begin; tile < end; tile++) {
         const char *columns = tiles + (tile - begin) % 2 * COLUMNS * PITCH;
@@ -252,7 +310,8 @@ static __device__ void take_block(const epilogue &a, long long first, long long 
         __syncthreads(); /* the tile is there, of all threads */
         multiply(s, rows + 16 * DOWN * warp * PITCH, columns);
         state_take(&t, a, s, columns, i, tile * COLUMNS + lane % 4 * 2);
-        __syncthreads(); /* it is read */
+        __syncthreads(); /* it is read; all warps' sums of its columns are there */
+        if (BOTH && tile >= right) store_columns(a, first / BLOCK_ROWS, tile * COLUMNS);
     }
     copy_wait(0);
     __syncthreads(); /* the memory serves the next block */

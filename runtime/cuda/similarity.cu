@@ -143,6 +143,7 @@ static ln_status add_job(pass *p, int kernel, const link_steps *l, int step,
 
 static int sums_kernel(const pass *p, bool running) {
     if (p->fused == 0) return EPILOGUE_SUMS;
+    if (p->symmetric) return running ? EPILOGUE_FUSED_BOTH_RUNNING : EPILOGUE_FUSED_BOTH;
     return running ? EPILOGUE_FUSED_RUNNING : EPILOGUE_FUSED_SUMS;
 }
 
@@ -306,8 +307,17 @@ fail:
     return status;
 }
 
-/* With the fused kernels, for a block of each side: what rows or columns sum, and the gradients. Of
- * one set with itself, a row's weights are those of its column too. */
+/* What rows or columns sum, for a block of each side; of a symmetric matrix, also what the blocks
+ * the other way round would. */
+static ln_status run_fused_sums(const job *j, const pass *p, const side *q, const side *k) {
+    epilogue a = j->arguments;
+    a.flipped = a.by_column;
+    if (p->symmetric) return k->first < q->first ? LN_OK : fused_both(j->kernel, a, q, k);
+    return a.by_column ? fused_sums(j->kernel, a, k, q) : fused_sums(j->kernel, a, q, k);
+}
+
+/* With the fused kernels, for a block of each side: the sums and the gradients. Of one set with
+ * itself, a row's weights are those of its column too. */
 static ln_status run_fused(const pass *p, const side *q, const side *k) {
     ln_status status = LN_OK;
     for (int i = 0; i < p->n_jobs; i++) {
@@ -315,9 +325,10 @@ static ln_status run_fused(const pass *p, const side *q, const side *k) {
         epilogue a = j->arguments, flipped = a;
         flipped.flipped = true;
         a.mirrored = p->dq != NULL && p->dq == p->dk;
-        if (a.totals != NULL && a.by_column) LN_TRY(fused_sums(j->kernel, flipped, k, q));
-        else if (a.totals != NULL) LN_TRY(fused_sums(j->kernel, a, q, k));
-        if (a.totals != NULL) continue;
+        if (a.totals != NULL) {
+            LN_TRY(run_fused_sums(j, p, q, k));
+            continue;
+        }
         if (p->dq != NULL) LN_TRY(fused_gradient(p->dq, j->kernel, a, q, k));
         if (p->dk != NULL && !a.mirrored) LN_TRY(fused_gradient(p->dk, j->kernel, flipped, k, q));
     }
@@ -326,7 +337,7 @@ fail:
 }
 
 static ln_status run_tiles(pass *p, side *q, side *k) {
-    bool halved = p->symmetric && p->fused == 0;
+    bool halved = p->symmetric && (p->fused == 0 || p->dq == NULL);
     tile t;
     ln_status status;
     if (p->fused == 0) LN_TRY(tile_new(p, &t, q, k));

@@ -1,11 +1,15 @@
 /* Tensor cores on the host: a warp's fragments are exchanged as PTX lays them out, matrices loaded
  * from the addresses that its lanes give, and asynchronous copies done only when they are waited
  * for, so that one that is read too early shows. Holds the arithmetic of m16n8k16. Invariant: the
- * last copies of a thread are those of groups that it has not waited for. */
+ * last copies of a thread are those of groups that it has not waited for.
+ *
+ * LUNCE_CUDA_HOST_COUNT: 1 to have the multiplications of all warps counted at exit. */
 #include "mma.h"
 
 #include <deque>
 #include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <vector>
 
@@ -32,11 +36,19 @@ static struct {
     const void *row;
 } brought[MOST_THREADS];
 
+static long multiplications;
+
+__attribute__((destructor)) static void tell_multiplications(void) {
+    if (getenv("LUNCE_CUDA_HOST_COUNT") == NULL) return;
+    fprintf(stderr, "cuda-host: %ld multiplications of tensor cores\n", multiplications);
+}
+
 /* This lane's four sums need the rows g and g + 8 of a, which the four lanes of its group hold, and
  * the columns 2t and 2t + 1 of b, which two other groups hold. */
 void cuda_host_mma(bool bfloat16, float sums[4], const unsigned a[4], const unsigned b[2]) {
     int lane = cuda_host_lane(), g = lane / 4, t = lane % 4;
     float row[2][16], column[2][16];
+    multiplications += lane == 0;
     auto *warp = &brought[threadIdx.x - lane];
     memcpy(warp[lane].a, a, sizeof warp->a);
     memcpy(warp[lane].b, b, sizeof warp->b);
