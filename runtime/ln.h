@@ -331,8 +331,9 @@ ln_status ln_layer_norm_backward(ln_tensor **dx, ln_tensor **dweight, ln_tensor 
 #include "ln_similarity.h"
 
 /* ---- Update rules --------------------------------------------------------------------------- */
-/* numbers: NULL, or float64 on p's CUDA device, read as the step is made: (1), in the place of lr;
- * (3), of what ln_adam_numbers makes of lr and step: p's factor, and lr and v's factor, corrected.
+/* numbers: NULL, or float64 on p's CUDA device, read as the step is made: (2), of which the first
+ * takes the place of lr; (4), the first three of what ln_adam_numbers makes of lr and step: p's
+ * factor, and lr and v's factor, corrected. Where the last of them is 0 nothing is changed.
  * torch.optim.SGD: g += weight_decay p; buf = momentum buf + (1 - dampening) g (buf = g when
  * first); g = nesterov ? g + momentum buf : buf; p -= lr g. buf may be NULL when momentum is 0. */
 ln_status ln_sgd_step(ln_tensor *p, const ln_tensor *g, ln_tensor *buf, double lr, double momentum,
