@@ -168,7 +168,8 @@ ln_status ln_contiguous(ln_tensor **out, const ln_tensor *x); /* always a copy, 
  * elementwise operators, convolutions (where x or w is), pools and batch_norm keep this format. */
 ln_status ln_channels_last(ln_tensor **out, const ln_tensor *x);
 ln_status ln_to_device(ln_tensor **out, const ln_tensor *x, int device);
-ln_status ln_upload(ln_tensor **out, const ln_tensor *x, int device); /* see upload.c */
+/* The same, beside other work where it can be: see upload.c */
+ln_status ln_upload(ln_tensor **out, const ln_tensor *x, int device);
 /* A row-major copy on the CPU, in memory that the system never moves: CUDA devices copy from and to
  * it at full speed. Takes a CUDA device to be there. */
 ln_status ln_pin(ln_tensor **out, const ln_tensor *x);
