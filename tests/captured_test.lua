@@ -344,6 +344,23 @@ describe("a GradScaler in a captured step", function()
     assert.same({ 1, 1 }, w:tolist())
   end)
 
+  it("tells and takes its numbers outside only, as a moving shape does", function()
+    local scaler, state = optim.GradScaler(), lunce.loss.beta_state()
+    for what, fn in pairs {
+      ["GradScaler: cannot"] = function() scaler:get_scale() end,
+      ["the device's there"] = function() scaler:load_state_dict(scaler:state_dict()) end,
+      ["beta_state: cannot"] = function() return state.fitted and state:state_dict() end,
+    } do
+      local calls = 0
+      local step = captured(function()
+        calls = calls + 1
+        if calls > 1 then fn() end
+      end)
+      step()
+      refuses(step, what)
+    end
+  end)
+
   it("has its update there, too, and no step that is always made after its own", function()
     local w = lunce.ones(2, GPU):requires_grad_()
     local adam, scaler = optim.Adam({ w }), optim.GradScaler()

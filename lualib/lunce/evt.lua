@@ -174,7 +174,8 @@ local MOVING = { beta = 4, momentum = 0.9, lo = 0.5, hi = 16, r2_min = 0.85 }
 ---@return lunce.MovingBeta
 function M.moving_beta(given)
   local o = options(given, MOVING, "evt.moving_beta")
-  return setmetatable({ numbers = new_numbers { beta = o.beta, fitted = 0 }, rule = o }, Moving)
+  local numbers = new_numbers({ beta = o.beta, fitted = 0 }, "beta_state")
+  return setmetatable({ numbers = numbers, rule = o }, Moving)
 end
 
 local function number_of(x) return lunce.is_tensor(x) and x:item() or x end

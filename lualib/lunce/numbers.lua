@@ -2,8 +2,10 @@
 -- in its capture's room on the device, and brought home where the host reads them. Holds no rule of
 -- how they change. Invariant: one of the two places has what they are; both, where the host has
 -- only read.
+local no_capture = require("lunce.tensor").no_capture
 
 ---@class lunce.Numbers
+---@field what string whose they are, for messages
 ---@field names string[] in the order of the room
 ---@field here table<string, number>|false what the host knows them to be
 ---@field there lunce.Tensor|false the room that has them
@@ -11,9 +13,15 @@
 local Numbers = {}
 Numbers.__index = Numbers
 
+-- What the host would read or write is done once only, and not at a replay.
+local function check_host(self)
+  no_capture(self.what, "its numbers are the device's there; read and load them outside")
+end
+
 --- The numbers as they are, which is waited for where a device has them. Not to be changed.
 ---@return table<string, number>
 function Numbers:values()
+  check_host(self)
   if not self.here then
     local home = {}
     for i, value in ipairs(self.there:tolist()) do home[self.names[i]] = value end
@@ -25,6 +33,7 @@ end
 --- Changes those that are given.
 ---@param changed table<string, number>
 function Numbers:set(changed)
+  check_host(self)
   local values = {}
   for _, name in ipairs(self.names) do values[name] = changed[name] or self:values()[name] end
   self.here, self.written = values, true
@@ -58,11 +67,13 @@ end
 return {
   --- Numbers that begin as these.
   ---@param values table<string, number>
+  ---@param what string whose they are, for messages
   ---@return lunce.Numbers
-  new = function(values)
+  new = function(values, what)
     local names = {}
     for name in pairs(values) do names[#names + 1] = name end
     table.sort(names)
-    return setmetatable({ names = names, here = values, there = false, written = true }, Numbers)
+    return setmetatable({ what = what, names = names, here = values, there = false,
+      written = true }, Numbers)
   end,
 }

@@ -88,8 +88,8 @@ end
 
 -- A count on the device, with the metatable of the states whose `step` it is: they have it as long
 -- as they have anything.
-local function new_count()
-  local count = { numbers = numbers_of.new { step = 0 } }
+local function new_count(rule)
+  local count = { numbers = numbers_of.new({ step = 0 }, rule.name) }
   count.read = { __index = function(state, key)
     if key == "step" and next(state) ~= nil then return count.numbers:values().step end
   end }
@@ -113,7 +113,7 @@ local function new_row(rule, group, capture, made, count)
     places = places, numbers = numbers, made = made }
   if made then places[#places]:copy_(made) end
   if made and rule.numbers_there then
-    row.count = count or new_count()
+    row.count = count or new_count(rule)
     count_there(row, rule, capture)
   end
   return row

@@ -310,7 +310,7 @@ return function(opts)
     end
   end
   local self = setmetatable({ enabled = opts.enabled,
-    moving = new_numbers { scale = 1, growth_tracker = 0 } }, Scaler)
+    moving = new_numbers({ scale = 1, growth_tracker = 0 }, "GradScaler") }, Scaler)
   take_up(self, numbers)
   return self
 end
