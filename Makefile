@@ -170,9 +170,9 @@ cuda-host: $(BUILD)/tests/liblunce_cuda.so $(BUILD)/tests/cuda-host-check \
 -include $(LIBRARY_OBJS:.o=.d) $(PROGRAM_OBJS:.o=.d) $(CUDA_OBJS:.o=.d) $(HOST_OBJS:.o=.d)
 
 # The set-up may bring what the variables above ask for, so make starts anew after it.
-demo: deps ## set up, build, then train on the shipped digits (about a minute)
+demo: deps ## set up, build, then train on the shipped digits (DEVICE=cuda: on a GPU)
 	@$(MAKE) --no-print-directory all
-	./lunce scripts/demo.lua
+	./lunce scripts/demo.lua $(if $(DEVICE),--device=$(DEVICE))
 
 test: deps ## set up, build, then run every test (DEVICE=cuda: those of operators, on a GPU)
 	@$(MAKE) --no-print-directory all cuda-host

@@ -54,10 +54,11 @@ struct ln_storage {
     atomic_int refs;
     atomic_uint version;
     int device;
-    size_t bytes; /* of the whole block: what the device's live bytes count */
-    void *data;   /* 64-byte aligned; after the storage, or what a driver gave */
-    bool pinned;  /* on the CPU, but from CUDA's driver */
-    void *upload; /* atomic; the driver's mark of an upload that it is an end of: see ln_settle */
+    size_t bytes;     /* of the whole block: what the device's live bytes count */
+    void *data;       /* 64-byte aligned; after the storage, or what a driver gave */
+    bool pinned;      /* on the CPU, but from CUDA's driver */
+    void *upload;     /* atomic; the driver's mark of a copy that it is an end of: see ln_settle */
+    int arrival;      /* of a download into it: an ln_arrival */
     ln_graph *graph;  /* in whose memory it lies, or NULL; then bytes is 0: the graph counts them */
     ln_storage *next; /* among those that are released when a capture ends */
     ln_tensor whole;
@@ -138,10 +139,13 @@ ln_status ln_tensor_element(double *value, int64_t *positions, const ln_tensor *
 
 int64_t ln_tensor_handles(void); /* tensors not yet released */
 
-/* ---- Uploads (upload.c) ---- */
+/* ---- Uploads and downloads (upload.c) ---- */
 
-/* Where an upload may still write or read the storage: on a CUDA device what the calling thread
- * asks next comes after it; on the CPU waits until it has ended. */
+/* EXPECTED: one was begun, and nobody has waited for it. LOST: the device was lost before. */
+typedef enum { LN_ARRIVED, LN_EXPECTED, LN_LOST } ln_arrival;
+
+/* Where a copy may still write or read the storage: on a CUDA device what the calling thread asks
+ * next comes after it; on the CPU waits until it has ended. */
 void ln_settle(ln_storage *s);
 
 /* ---- Captured graphs (graph.c) ---- */
@@ -204,7 +208,7 @@ const ln_backend *ln_cpu_backend(void);
 
 /* What the shared object of the CUDA backend gives device.c. Devices have their numbers in ln.h.
  * Where a function fails it sets the thread's message. */
-enum { LN_DRIVER_VERSION = 4, LN_MOST_DEVICES = 65 }; /* the CPU among them */
+enum { LN_DRIVER_VERSION = 5, LN_MOST_DEVICES = 65 }; /* the CPU among them */
 typedef struct {
     int version; /* LN_DRIVER_VERSION, as it was built */
     int devices; /* 1 or more */
@@ -214,10 +218,10 @@ typedef struct {
      * after flushing. */
     ln_status (*acquire)(void **out, int device, size_t bytes, bool ahead);
     void (*release)(void *p, int device);
-    /* Pinned memory of the host, likewise. read: NULL, or the mark of an upload from it, which it
+    /* Pinned memory of the host, likewise. mark: NULL, or that of a copy from or to it, which it
      * takes over. */
     ln_status (*pin)(void **out, size_t bytes);
-    void (*unpin)(void *p, size_t bytes, void *read);
+    void (*unpin)(void *p, size_t bytes, void *mark);
     /* Copies bytes from or to a CUDA device, after what the thread asked before. When it returns,
      * memory of the host has been read or written. */
     ln_status (*transfer)(void *dst, int dst_device, const void *src, int src_device, size_t bytes);
@@ -227,8 +231,11 @@ typedef struct {
      * it fails nothing is under way. */
     ln_status (*upload)(void **written, void **read, void *dst, int device, const void *src,
                         size_t bytes, void *after);
-    void (*follow)(void *written, int device);
-    void (*wait)(void *read);
+    /* The same from memory of a device to pinned memory, after what the thread asked before. */
+    ln_status (*download)(void **written, void **read, void *dst, const void *src, int device,
+                          size_t bytes);
+    void (*follow)(void *mark, int device);
+    bool (*wait)(void *mark); /* false where a device was lost, perhaps before the copy's end */
     ln_status (*synchronize)(int device);
     ln_status (*flush)(int device); /* gives cached memory back */
     ln_status (*memory)(int64_t *total, int64_t *available, int64_t *cached, int device);

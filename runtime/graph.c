@@ -338,10 +338,13 @@ void ln_graph_abandon(void) {
     ln_graph_release(g);
 }
 
-static void count_writes(const list *l) {
+/* What a launch uses: copies that are under way come first. */
+static void ready(const list *l) {
     const use *uses = l->items;
-    for (size_t i = 0; i < l->n; i++)
+    for (size_t i = 0; i < l->n; i++) {
         if (uses[i].written) atomic_fetch_add(&uses[i].storage->version, 1);
+        ln_settle(uses[i].storage);
+    }
 }
 
 ln_status ln_graph_launch(ln_graph *g) {
@@ -352,8 +355,8 @@ ln_status ln_graph_launch(ln_graph *g) {
     status = ln_capture_refuses("graph", "call the function that it was made of");
     if (status != LN_OK) return status;
     pthread_mutex_lock(&lock);
-    count_writes(&g->uses);
-    count_writes(&g->own);
+    ready(&g->uses);
+    ready(&g->own);
     pthread_mutex_unlock(&lock);
     return ln_driver_of(g->device)->graph_launch(g->made, g->device);
 }

@@ -168,7 +168,8 @@ ln_status ln_contiguous(ln_tensor **out, const ln_tensor *x); /* always a copy, 
  * elementwise operators, convolutions (where x or w is), pools and batch_norm keep this format. */
 ln_status ln_channels_last(ln_tensor **out, const ln_tensor *x);
 ln_status ln_to_device(ln_tensor **out, const ln_tensor *x, int device);
-ln_status ln_upload(ln_tensor **out, const ln_tensor *x, int device); /* see upload.c */
+/* The same, beside other work where it can be: see upload.c */
+ln_status ln_upload(ln_tensor **out, const ln_tensor *x, int device);
 /* A row-major copy on the CPU, in memory that the system never moves: CUDA devices copy from and to
  * it at full speed. Takes a CUDA device to be there. */
 ln_status ln_pin(ln_tensor **out, const ln_tensor *x);
@@ -331,8 +332,9 @@ ln_status ln_layer_norm_backward(ln_tensor **dx, ln_tensor **dweight, ln_tensor 
 #include "ln_similarity.h"
 
 /* ---- Update rules --------------------------------------------------------------------------- */
-/* numbers: NULL, or float64 on p's CUDA device, read as the step is made: (1), in the place of lr;
- * (3), of what ln_adam_numbers makes of lr and step: p's factor, and lr and v's factor, corrected.
+/* numbers: NULL, or float64 on p's CUDA device, read as the step is made: (2), of which the first
+ * takes the place of lr; (4), the first three of what ln_adam_numbers makes of lr and step: p's
+ * factor, and lr and v's factor, corrected. Where the last of them is 0 nothing is changed.
  * torch.optim.SGD: g += weight_decay p; buf = momentum buf + (1 - dampening) g (buf = g when
  * first); g = nesterov ? g + momentum buf : buf; p -= lr g. buf may be NULL when momentum is 0. */
 ln_status ln_sgd_step(ln_tensor *p, const ln_tensor *g, ln_tensor *buf, double lr, double momentum,

@@ -127,9 +127,9 @@ ln_status ln_similarity_at(ln_tensor **out, const ln_tensor *q, const ln_tensor 
 ln_status ln_similarity_at_backward(ln_tensor **dq, ln_tensor **dk, const ln_tensor *dy,
                                     const ln_tensor *q, const ln_tensor *k, bool cosine,
                                     const ln_tensor *columns);
-/* The number of candidates of each of n rows of m columns: out (n) int64, on the CPU wherever the
- * masks lie. */
-ln_status ln_similarity_count(ln_tensor **out, int64_t n, int64_t m, int n_masks,
+/* The number of candidates of each of n rows of m columns: out (n) int64, on the device of the
+ * masks' labels and indices. */
+ln_status ln_similarity_count(ln_tensor **out, int device, int64_t n, int64_t m, int n_masks,
                               const ln_mask *masks);
 
 #pragma GCC visibility pop

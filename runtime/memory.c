@@ -235,6 +235,7 @@ ln_status ln_storage_new(ln_storage **out, int device, ln_memory_kind kind, size
     s->bytes = counted;
     s->pinned = kind == LN_PINNED;
     s->upload = NULL;
+    s->arrival = LN_ARRIVED;
     s->graph = graph;
     *out = s;
     return LN_OK;
@@ -253,6 +254,7 @@ void ln_storage_release(ln_storage *s) {
 void ln_storage_free(ln_storage *s) {
     bool apart = s->pinned || s->device != LN_CPU;
     if (s->graph != NULL) {
+        ln_settle(s);
         ln_graph_leave(s->graph, s);
     } else if (s->pinned) {
         ln_driver_of(LN_CUDA)->unpin(s->data, s->bytes, s->upload);

@@ -1,10 +1,7 @@
-/* The similarity operators that look at single entries and at the order of whole rows: checks,
- * outputs, and the call of the backend. Loops over masks to count candidates, never over the
- * similarities. */
+/* The similarity operators that look at single entries, at the order of whole rows and at masks
+ * alone: checks, outputs, and the call of the backend. Holds no loop over elements. */
+#include "count.h"
 #include "similarity.h"
-
-#include <stdlib.h>
-#include <string.h>
 
 static int64_t columns_of(const ln_tensor *q, const ln_tensor *k) {
     return k != NULL ? k->shape[0] : q->shape[0];
@@ -151,134 +148,35 @@ fail:
 
 /* ---- Counting candidates ---- */
 
-static bool admits(const ln_mask *mask, int64_t row, int64_t column) {
-    const int64_t *rows = mask->row != NULL ? (const int64_t *)mask->row->data : NULL;
-    const int64_t *columns = mask->column != NULL ? (const int64_t *)mask->column->data : NULL;
-    switch (mask->kind) {
-    case LN_MASK_SELF: return row != column;
-    case LN_MASK_TRIANGLE: return column > row;
-    case LN_MASK_INDEX: return rows[row] - 1 != column;
-    case LN_MASK_SAME: return rows[row] == columns[column];
-    default: return rows[row] != columns[column];
-    }
-}
-
-static bool all_admit(int n_masks, const ln_mask *masks, int64_t row, int64_t column) {
+/* The labels of the columns in order, where just one mask compares with labels and no other looks
+ * at all columns. */
+static ln_status sort_labels(ln_tensor **sorted, int n_masks, const ln_mask *masks) {
+    const ln_mask *wide = NULL;
+    ln_tensor *places = NULL;
+    int n_wide = 0;
     for (int i = 0; i < n_masks; i++)
-        if (!admits(&masks[i], row, column)) return false;
-    return true;
-}
-
-static int compare_labels(const void *a, const void *b) {
-    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return (x > y) - (x < y);
-}
-
-/* How many of the sorted labels are below `label`. */
-static int64_t labels_below(const int64_t *sorted, int64_t n, int64_t label) {
-    int64_t low = 0, high = n;
-    while (low < high) {
-        int64_t middle = low + (high - low) / 2;
-        if (sorted[middle] < label) low = middle + 1;
-        else high = middle;
-    }
-    return low;
-}
-
-/* The masks in two kinds: those that drop at most one column of a row, and the wide ones. */
-typedef struct {
-    int64_t m;
-    ln_mask single[LN_MAX_MASKS], wide[LN_MAX_MASKS];
-    int n_single, n_wide;
-    int64_t *sorted; /* the only wide mask's column labels */
-} counter;
-
-static ln_status counter_new(counter *c, int64_t m, int n_masks, const ln_mask *masks) {
-    *c = (counter){.m = m};
-    for (int i = 0; i < n_masks; i++) {
-        bool single = masks[i].kind == LN_MASK_SELF || masks[i].kind == LN_MASK_INDEX;
-        if (single) c->single[c->n_single++] = masks[i];
-        else c->wide[c->n_wide++] = masks[i];
-    }
-    if (c->n_wide != 1 || c->wide[0].kind == LN_MASK_TRIANGLE) return LN_OK;
-    size_t bytes = (size_t)m * sizeof *c->sorted;
-    c->sorted = ln_scratch_new(bytes + 1, "similarity");
-    if (c->sorted == NULL) return LN_OUT_OF_MEMORY;
-    memcpy(c->sorted, c->wide[0].column->data, bytes);
-    qsort(c->sorted, (size_t)m, sizeof *c->sorted, compare_labels);
-    return LN_OK;
-}
-
-/* What the wide masks admit of a row. Looks at each column only where there are several. */
-static int64_t count_wide(const counter *c, int64_t row) {
-    if (c->n_wide == 0) return c->m;
-    if (c->n_wide == 1 && c->wide[0].kind == LN_MASK_TRIANGLE)
-        return row + 1 < c->m ? c->m - row - 1 : 0;
-    if (c->n_wide == 1) {
-        int64_t label = ((const int64_t *)c->wide[0].row->data)[row];
-        int64_t below = labels_below(c->sorted, c->m, label);
-        int64_t same =
-            label == INT64_MAX ? c->m - below : labels_below(c->sorted, c->m, label + 1) - below;
-        return c->wide[0].kind == LN_MASK_SAME ? same : c->m - same;
-    }
-    int64_t count = 0;
-    for (int64_t column = 0; column < c->m; column++)
-        count += all_admit(c->n_wide, c->wide, row, column);
-    return count;
-}
-
-static int64_t count_row(const counter *c, int64_t row) {
-    int64_t dropped[LN_MAX_MASKS], n = 0;
-    for (int i = 0; i < c->n_single; i++) {
-        const ln_mask *mask = &c->single[i];
-        int64_t column =
-            mask->kind == LN_MASK_SELF ? row : ((const int64_t *)mask->row->data)[row] - 1;
-        bool known = column >= c->m || !all_admit(c->n_wide, c->wide, row, column);
-        for (int64_t j = 0; j < n; j++) known |= dropped[j] == column;
-        if (!known) dropped[n++] = column;
-    }
-    return count_wide(c, row) - n;
-}
-
-/* Copies of the masks with labels in host memory, which `held` (2 LN_MAX_MASKS) owns. */
-static ln_status fetch_masks(ln_mask *out, ln_tensor **held, int n_masks, const ln_mask *masks) {
-    for (int i = 0; i < n_masks; i++) {
-        out[i] = masks[i];
-        const ln_tensor **side[] = {&out[i].row, &out[i].column};
-        for (int j = 0; j < 2; j++) {
-            if (*side[j] == NULL) continue;
-            ln_status status = ln_on_host(&held[2 * i + j], *side[j]);
-            if (status != LN_OK) return status;
-            *side[j] = held[2 * i + j];
+        if (!ln_mask_is_single(&masks[i])) {
+            wide = &masks[i];
+            n_wide++;
         }
-    }
-    return LN_OK;
+    if (n_wide != 1 || wide->kind == LN_MASK_TRIANGLE) return LN_OK;
+    ln_status status = ln_sort(sorted, &places, wide->column, 0, false);
+    ln_tensor_release(places);
+    return status;
 }
 
-/* Where the masks' labels lie. */
-static int device_of(int n_masks, const ln_mask *masks) {
-    for (int i = 0; i < n_masks && i < LN_MAX_MASKS; i++)
-        if (masks[i].row != NULL) return ln_device(masks[i].row);
-    return LN_CPU;
-}
-
-ln_status ln_similarity_count(ln_tensor **out, int64_t n, int64_t m, int n_masks,
+ln_status ln_similarity_count(ln_tensor **out, int device, int64_t n, int64_t m, int n_masks,
                               const ln_mask *masks) {
     ln_status status;
     const ln_tensor *given = *out;
-    ln_mask here[LN_MAX_MASKS];
-    ln_tensor *held[2 * LN_MAX_MASKS] = {0};
-    counter c = {0};
-    LN_TRY(ln_masks_check(n_masks, masks, device_of(n_masks, masks), n, m));
-    LN_TRY(fetch_masks(here, held, n_masks, masks));
-    LN_TRY(counter_new(&c, m, n_masks, here));
-    LN_TRY(ln_out(out, LN_INT64, LN_CPU, 1, &n, "similarity"));
-#pragma omp parallel for num_threads(ln_team(c.n_wide > 1 ? n * m : n))
-    for (int64_t i = 0; i < n; i++)
-        ((int64_t *)(*out)->data)[i * (*out)->stride[0]] = count_row(&c, i);
+    ln_tensor *sorted = NULL;
+    LN_TRY(ln_device_check(device, "similarity"));
+    LN_TRY(ln_masks_check(n_masks, masks, device, n, m));
+    LN_TRY(sort_labels(&sorted, n_masks, masks));
+    LN_TRY(ln_out(out, LN_INT64, device, 1, &n, "similarity"));
+    LN_TRY(ln_backend_of(device)->similarity_count(*out, m, n_masks, masks, sorted));
 fail:
-    for (int i = 0; i < 2 * LN_MAX_MASKS; i++) ln_tensor_release(held[i]);
-    ln_scratch_release(c.sorted);
+    ln_tensor_release(sorted);
     if (status != LN_OK) ln_out_fail(out, given);
     return status;
 }

@@ -235,7 +235,13 @@ ln_status ln_check_handles(const char *what, int n, const ln_tensor *const *inpu
 
 ln_status ln_check_inputs(const char *what, int n, const ln_tensor *const *inputs) {
     ln_status status = ln_check_handles(what, n, inputs);
-    for (int i = 0; i < n && status == LN_OK; i++) ln_settle(inputs[i]->storage);
+    for (int i = 0; i < n && status == LN_OK; i++) {
+        ln_settle(inputs[i]->storage);
+        if (inputs[i]->storage->arrival == LN_LOST)
+            status = ln_fail(LN_DEVICE_LOST,
+                             "%s: tensor %d was on its way from a cuda device that was lost", what,
+                             i + 1);
+    }
     return status;
 }
 

@@ -23,7 +23,7 @@ local args = lunce.args({
   seed = 7,
   threads = 1,           -- loader threads
   augment = "loader",    -- where views are made: loader (its threads), device (that holds the set)
-  device = "cpu",        -- where the encoder trains, and the set lies: cpu, cuda
+  device = "cpu",        -- where the encoder trains and is measured, and the set lies: cpu, cuda
   save_every = 20,       -- epochs
   out = "runs/simclr",
   resume = "",
@@ -128,9 +128,8 @@ save(args.epochs)
 
 -- The frozen encoder: 1 nearest neighbour by cosine, and a linear probe.
 local function features(set)
-  local x, y = eval.features(encoder, data.loader(set:to(args.device), { batch = 500,
-    shuffle = false, augment = augment.eval{ size = args.size } }))
-  return x:cpu(), y:cpu()
+  return eval.features(encoder, data.loader(set:to(args.device), { batch = 500, shuffle = false,
+    augment = augment.eval{ size = args.size } }))
 end
 local x, y = features(train)
 local test_x, test_y = features(test)

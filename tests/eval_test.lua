@@ -5,10 +5,11 @@ local data = require "lunce.data"
 local safetensors = require("lunce.io").safetensors
 
 local eval = lunce.eval
+local device = lunce.zeros(1).device -- the one that the tests are run on
 local here = debug.getinfo(1, "S").source:match "^@(.*/)" or "./"
 
 local function pixels(split)
-  local set = data.digits{ split = split }
+  local set = data.digits{ split = split }:to(device)
   return set.images:to("float32"):flatten(2) / 255, set.labels
 end
 
@@ -152,7 +153,7 @@ end)
 describe("features:", function()
   local set = data.digits{ split = "test" }
   local function loader()
-    return data.loader(set, { batch = 100, shuffle = false,
+    return data.loader(set:to(device), { batch = 100, shuffle = false,
       augment = lunce.augment.eval{ size = 16 } })
   end
 
@@ -162,7 +163,8 @@ describe("features:", function()
     local features, labels = eval.features(encoder, loader())
     assert.same({ 797, 128 }, features.shape)
     assert.is_false(features.requires_grad)
-    assert.is_true(labels:eq(set.labels):all():item())
+    assert.equal(device, features.device)
+    assert.is_true(labels:cpu():eq(set.labels):all():item())
     assert.is_true(encoder.training)
     local again = eval.features(encoder, loader())
     assert.is_true(features:eq(again):all():item())
@@ -173,6 +175,41 @@ describe("features:", function()
     encoder:train()
     assert.has_error(function() eval.features(encoder, loader()) end)
     assert.is_true(encoder.training)
+  end)
+end)
+
+describe("features on two devices", function()
+  if not lunce.cuda.is_available() then return end
+  local x, y = lunce.rand(6, 3, { device = "cpu" }), lunce.ones(6, { dtype = "int64",
+    device = "cpu" })
+
+  it("are refused by name", function()
+    refused("of the test set some lie on cpu, others on cuda:0", function()
+      eval.linear_probe(x, y, x:cuda(), y)
+    end)
+    refused("of the training set some lie on cuda:0, others on cpu", function()
+      eval.linear_probe(x:cuda(), y, x, y)
+    end)
+    refused("of the queries some lie on cuda:0, the bank on cpu", function()
+      eval.knn(x, y, x, y:cuda())
+    end)
+    refused("of the bank some lie on cpu, the bank on cuda:0", function()
+      eval.knn(x:cuda(), y, x:cuda(), y:cuda())
+    end)
+  end)
+
+  it("give the CPU's accuracies on either", function()
+    local bank, bank_labels = pixels "train"
+    local queries, labels = pixels "test"
+    local o, results = { lr = 0.01, epochs = 3, standardise = true }, {}
+    for _, at in ipairs{ "cpu", "cuda" } do
+      results[at] = eval.linear_probe(bank:to(at), bank_labels:to(at), queries:to(at),
+        labels:to(at), o)
+      assert.is_true(results[at].test > 0.8)
+    end
+    assert.near(results.cpu.test, results.cuda.test, 0.01)
+    local difference = (results.cpu.weight - results.cuda.weight:cpu()):abs():max():item()
+    assert.is_true(difference < 1e-3)
   end)
 end)
 

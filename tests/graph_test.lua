@@ -359,11 +359,14 @@ describe("a captured step refuses", function()
     ["numbers drawn on the cpu"] = { function() lunce.rand(3, CPU) end, "drawn on the cpu" },
     ["a permutation"] = { function() lunce.randperm(3, GPU) end, "randperm: cannot" },
     schedule = { function() sgd:schedule(0.5) end, "schedule: cannot", "before the step" },
-    ["a GradScaler"] = { function(z) scaler:scale(z:sum()) end, "scale: cannot", "bfloat16" },
-    ["a count of candidates"] = { function(z)
-      lunce.similarity.cosine(z):without_self():count()
-    end, "similarity.count: cannot" },
-    ["a tail"] = { function(z) lunce.similarity.cosine(z):tail() end, "count: cannot" },
+    ["a tail"] = { function(z) lunce.similarity.cosine(z):tail() end, "tail: cannot",
+      "give it candidates" },
+    ["a pooled tail"] = { function(z)
+      lunce.similarity.cosine(z):tail{ pooled = true }
+    end, "tail: cannot" },
+    ["an update of a scaler that saw nothing there"] = { function()
+      scaler:update()
+    end, "update: no optimiser", "has its update there" },
     ["another captured step"] = { function(z) lunce.graph(function() end)(z) end, "inside of" },
     ["a first step"] = { function(z)
       local v = lunce.ones(3, GPU):requires_grad_();

@@ -23,6 +23,8 @@ local LINKS = { "fused", "^random links" }
 local KERNELS = { "epilogue" }
 local LAYERS = { "nn", "^layers" }
 local IMAGES = { "channels_last", "^batch_norm", "^pools" }
+local CAPTURED = { "captured", "^sup_con", "^a moving shape", "^a GradScaler" }
+local ASIDE = { "download", "^a download" }
 local LOW = { "autocast", "^inside a region", "^gradients of float32 leaves" }
 local FAMILY = { "family", "^gradients against central differences" }
 
@@ -31,7 +33,7 @@ local OURS = "--kernel-name kns=_kernel"
 
 local TOOLS = {
   { "memcheck", "", OPERATORS, INTEGERS, MASKS, GRADIENTS, LINKS, KERNELS, LAYERS, IMAGES, LOW,
-    FAMILY },
+    FAMILY, CAPTURED, ASIDE },
   { "racecheck", OURS, OPERATORS, MASKS, GRADIENTS, KERNELS, LAYERS, IMAGES },
   { "synccheck", "", OPERATORS, MASKS, GRADIENTS, KERNELS, LAYERS, IMAGES },
   { "initcheck", OURS, INTEGERS, MASKS, GRADIENTS, KERNELS, LAYERS, IMAGES },

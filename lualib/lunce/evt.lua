@@ -1,10 +1,13 @@
 -- Extreme-value statistics of a tail of shortfalls d = 1 - s: fits, gates, shrinkage and the moving
--- Weibull shape. Every function takes and gives tensors without a gradient (fits run in float64)
--- or plain numbers. May not know of similarity matrices or losses.
+-- Weibull shape, which captured steps (lunce.graph) move on the device. Every function takes and
+-- gives tensors without a gradient (fits run in float64) or plain numbers. May not know of
+-- similarity matrices or losses.
 -- Invariant: a tail too short to fit gives zeros (shape 0, R2 0, dAIC 0), never NaN.
 local lunce = require "lunce"
-local options = require("lunce.options").options
+local new_numbers = require("lunce.numbers").new
+local describe, options = require("lunce.options").describe, require("lunce.options").options
 local raise = require("lunce.ffi").raise
+local running = require("lunce.tensor").state
 
 local M = {}
 
@@ -122,26 +125,47 @@ function M.aic_gate(delta_aic, margin, kappa)
   return (kappa * (delta_aic - margin)):sigmoid()
 end
 
-local SHRINK = { beta_t = 4, c = 100, r2_min = 0.2, lo = 0.5, hi = 16 }
+local SHRINK = { beta_t = false, c = 100, r2_min = 0.2, lo = 0.5, hi = 16 }
 
 --- Each row's shape drawn towards beta_t where its fit is weak: w beta_hat + (1-w) beta_t within
 --- [lo, hi], w = n R2 / (n R2 + c), and w = 0 where R2 < r2_min or there is no positive shape.
 ---@param fit table as evt.fit gives
----@param given table|nil beta_t, c, r2_min, lo, hi
+---@param given table|nil beta_t (4; a number or a tensor without dimensions), c, r2_min, lo, hi
 ---@return lunce.Tensor (R) float64
 function M.shrink(fit, given)
   local o = options(given, SHRINK, "evt.shrink")
+  local beta_t = o.beta_t or 4
+  if type(beta_t) ~= "number" and not lunce.is_tensor(beta_t) then
+    raise("evt.shrink: option beta_t is %s; a number or a tensor is taken", describe(beta_t))
+  end
   local evidence = fit.n * fit.r2
   local usable = fit.r2:ge(o.r2_min):logical_and(fit.beta_hat:gt(0)):to("float64")
   local w = usable * evidence / (evidence + o.c)
-  return (w * fit.beta_hat + (1 - w) * o.beta_t):clamp(o.lo, o.hi)
+  return (w * fit.beta_hat + (1 - w) * beta_t):clamp(o.lo, o.hi)
 end
 
 ---@class lunce.MovingBeta
----@field beta number the shape
----@field fitted boolean whether a trusted fit has been seen
+---@field beta number|lunce.Tensor the shape; in a captured step float64 without dimensions
+---@field fitted boolean whether a trusted fit has been seen; not told in a captured step
 local Moving = { __name = "moving shape" }
-Moving.__index = Moving
+
+-- Where a step is captured, the numbers on the device; else nil.
+local function there(state)
+  return running.graph and state.numbers:captured(running.graph)
+end
+
+local function shape(state)
+  if running.graph then return there(state).beta:clone() end
+  local beta = state.numbers:values().beta
+  if not running.step then return beta end
+  return lunce.full({}, beta, { dtype = "float64", device = running.step.device })
+end
+
+function Moving.__index(state, key)
+  if key == "beta" then return shape(state) end
+  if key == "fitted" then return state.numbers:values().fitted == 1 end
+  return Moving[key]
+end
 
 local MOVING = { beta = 4, momentum = 0.9, lo = 0.5, hi = 16, r2_min = 0.85 }
 
@@ -150,26 +174,57 @@ local MOVING = { beta = 4, momentum = 0.9, lo = 0.5, hi = 16, r2_min = 0.85 }
 ---@return lunce.MovingBeta
 function M.moving_beta(given)
   local o = options(given, MOVING, "evt.moving_beta")
-  return setmetatable({ beta = o.beta, fitted = false, rule = o }, Moving)
+  local numbers = new_numbers({ beta = o.beta, fitted = 0 }, "beta_state")
+  return setmetatable({ numbers = numbers, rule = o }, Moving)
+end
+
+local function number_of(x) return lunce.is_tensor(x) and x:item() or x end
+
+local function update_here(state, fit)
+  local rule, r2, beta_hat = state.rule, number_of(fit.r2), number_of(fit.beta_hat)
+  if not (r2 >= rule.r2_min and beta_hat > 0) then return end
+  local beta = math.min(math.max(beta_hat, rule.lo), rule.hi)
+  local old = state.numbers:values().beta
+  state.numbers:set { beta = rule.momentum * old + (1 - rule.momentum) * beta, fitted = 1 }
+end
+
+-- The same arithmetic, in the same order, on the device.
+local function update_there(state, fit)
+  if not (lunce.is_tensor(fit.r2) and lunce.is_tensor(fit.beta_hat)) then
+    raise("moving_beta:update: in a captured step r2 and beta_hat are tensors on its device, as"
+      .. " tail{ pooled = true } gives them there")
+  end
+  local rule, now = state.rule, there(state)
+  local trusted = fit.r2:ge(rule.r2_min):logical_and(fit.beta_hat:gt(0))
+  local beta = fit.beta_hat:clamp(rule.lo, rule.hi)
+  local moved = now.beta * rule.momentum + beta * (1 - rule.momentum)
+  now.beta:copy_(lunce.where(trusted, moved, now.beta))
+  now.fitted:copy_(lunce.where(trusted, 1, now.fitted))
 end
 
 --- Moves beta towards a pooled fit that is trusted (R2 >= r2_min, positive shape), and no other.
 ---@param fit table|nil as tail{ pooled = true } gives; nil where there was none
----@return number beta
+---@return number|lunce.Tensor beta
 function Moving:update(fit)
-  local rule = self.rule
-  if fit and fit.r2 >= rule.r2_min and fit.beta_hat > 0 then
-    local beta = math.min(math.max(fit.beta_hat, rule.lo), rule.hi)
-    self.beta = rule.momentum * self.beta + (1 - rule.momentum) * beta
-    self.fitted = true
+  if fit then
+    lunce.no_grad(lunce.scope, running.graph and update_there or update_here, self, fit)
   end
   return self.beta
+end
+
+--- x, or zeros where no trusted fit has been seen.
+---@param x lunce.Tensor
+---@return lunce.Tensor
+function Moving:gate(x)
+  if running.graph then return x * there(self).fitted end
+  return self.fitted and x or x * 0
 end
 
 --- The state as a float64 tensor (2): beta, and 1 once a trusted fit has been seen.
 ---@return table<string, lunce.Tensor>
 function Moving:state_dict()
-  return { beta = lunce.tensor({ self.beta, self.fitted and 1 or 0 }, { dtype = "float64" }) }
+  local now = self.numbers:values()
+  return { beta = lunce.tensor({ now.beta, now.fitted }, { dtype = "float64" }) }
 end
 
 ---@param state table as state_dict gives
@@ -178,7 +233,7 @@ function Moving:load_state_dict(state)
   if not values or values:numel() ~= 2 then
     raise("moving_beta:load_state_dict: takes { beta = a tensor of 2 }, as state_dict gives")
   end
-  self.beta, self.fitted = values[1]:item(), values[2]:item() == 1
+  self.numbers:set { beta = values[1]:item(), fitted = values[2]:item() == 1 and 1 or 0 }
 end
 
 -- The generalised Pareto log-likelihood of excesses x at theta = xi/sigma, maximised over xi, which

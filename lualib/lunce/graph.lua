@@ -20,6 +20,7 @@ local describe, state = option.describe, tensor.state
 ---@class lunce.Capture
 ---@field before function[] called before each replay: they bring numbers on the device up to date
 ---@field leaves table<lunce.Tensor, boolean> those that got a gradient
+---@field own table what others have of their own in this capture, by what it belongs to
 local Capture = {}
 Capture.__index = Capture
 
@@ -29,9 +30,9 @@ local NUMBERS = 1024
 local function new_capture(device)
   local address = create.zeros(2, { dtype = "int64", device = device }):keep()
   local numbers = create.zeros(NUMBERS, { dtype = "float64", device = device }):keep()
-  return setmetatable({ before = {}, leaves = {}, draws = 0, device = device, address = address,
-    parts = { address:select(1, 1):keep(), address:select(1, 2):keep() }, room = numbers,
-    used = 0 }, Capture)
+  return setmetatable({ before = {}, leaves = {}, own = {}, draws = 0, device = device,
+    address = address, parts = { address:select(1, 1):keep(), address:select(1, 2):keep() },
+    room = numbers, used = 0 }, Capture)
 end
 
 --- Room for numbers that a function of `before` writes: (count) float64.
@@ -40,7 +41,7 @@ end
 function Capture:numbers(count)
   self.used = self.used + count
   if self.used > NUMBERS then
-    raise("graph: the optimisers of a captured step have more than %d numbers; a group has up to 3",
+    raise("graph: the optimisers of a captured step have more than %d numbers; a group has up to 6",
       NUMBERS)
   end
   return self.room:narrow(1, self.used - count + 1, count):keep()
@@ -153,6 +154,7 @@ end
 
 ---@class lunce.CapturedStep
 ---@field captured boolean whether calls are replays
+---@field left_out boolean whether a GradScaler left out the step of this call
 local Step = { __name = "captured step", captured = false }
 Step.__index = Step
 
@@ -164,7 +166,7 @@ end
 
 -- The function's results, off the tape.
 local function run(self, ...)
-  state.step = true
+  state.step = self
   return leave(self, pcall(scope, self.fn, ...))
 end
 
@@ -219,8 +221,9 @@ function Step:__call(...)
   local inputs = pack(...)
   check_inputs(self, inputs)
   if not self.captured and self.calls < self.warmup then
-    self.calls = self.calls + 1
+    self.left_out = false
     local results = run(self, ...)
+    if not self.left_out then self.calls = self.calls + 1 end
     return unpack(results, 1, results.n)
   end
   if not self.captured then record(self, inputs) end
@@ -237,11 +240,12 @@ local model = ffi.new "const char *[1]"
 
 --- A step that replays fn, a function of CUDA tensors that goes forward, backward and makes the
 --- optimiser's step, and returns tensors. Called like fn, it makes one step at each call: as fn at
---- the first `warmup` calls, in which states are made and kernels loaded; then fn is captured, and
---- from there on the device does what was captured, with these arguments (copied), parameters,
---- states, learning rates and random numbers as they are at the call. It gives new tensors, off the
---- tape. Bits are those of fn, except where fn looks at values: a similarity with tensors among
---- the link's parameters, or of dot products, takes running maxima.
+--- the first `warmup` calls (of whose steps a GradScaler left none out), in which states are made
+--- and kernels loaded; then fn is captured, and from there on the device does what was captured,
+--- with these arguments (copied), parameters, states, learning rates and random numbers as they are
+--- at the call. It gives new tensors, off the tape. Bits are those of fn, except where fn looks at
+--- values: a similarity with tensors among the link's parameters (a loss.beta_state's shape is one
+--- there), or of dot products, takes running maxima.
 ---
 ---   local step = lunce.graph(function(x)
 ---     optimiser:zero_grad()
@@ -256,9 +260,12 @@ local model = ffi.new "const char *[1]"
 ---   end
 ---
 --- Lua runs no more: what fn does with Lua's numbers and tables happens once. What waits for the
---- device inside (item, a print, copies to or from the CPU, a GradScaler) is an error that names
---- it; clip_grad_norm gives a tensor there. Tensors are freed as by lunce.scope. Its memory stays
---- its own until it and what was made in it (gradients too) are collected.
+--- device inside (item, a print, copies to or from the CPU) is an error that names it. What else
+--- would be numbers is tensors there: clip_grad_norm's norm, what a GradScaler's unscale and step
+--- tell, a pooled tail, a beta_state's beta. A GradScaler's scale, Adam's count under it and a
+--- beta_state lie on the device then; who reads them outside waits for it. Tensors are freed as by
+--- lunce.scope. Its memory stays its own until it and what was made in it (gradients too) are
+--- collected.
 ---@param fn function
 ---@param given { warmup: integer, device: string }|nil warmup: 2, at least 1; device: "cuda"
 ---@return lunce.CapturedStep

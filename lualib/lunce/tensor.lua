@@ -26,7 +26,7 @@ local M = {
 }
 
 -- scope: the innermost open one, an array of tensors with their count in n, or false (scope.lua);
--- step: whether the function of a captured step runs; graph: its capture, or false where it only
+-- step: the captured step whose function runs, or false; graph: its capture, or false where it only
 -- warms up (graph.lua).
 local state = { scope = false, step = false, graph = false }
 M.state = state

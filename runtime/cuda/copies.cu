@@ -1,8 +1,8 @@
 /* Copies between the host and devices, pinned memory, and the streams that uploads run on. Holds no
- * kernels. Invariants: a transfer has ended when it returns; an upload runs on the stream of copies
- * of the thread that asked for it, beside the thread's other work, and each of its ends carries a
- * mark, an event after it; pinned memory that an upload reads is neither given out again nor given
- * back before. */
+ * kernels. Invariants: a transfer has ended when it returns; an upload or a download runs on a
+ * stream of copies of the thread that asked for it, beside the thread's other work, and each of its
+ * ends carries a mark, an event after it; pinned memory that one reads or writes is neither given
+ * out again nor given back before. */
 #include "copies.h"
 
 #include <pthread.h>
@@ -13,17 +13,18 @@
 /* ---- Streams ---- */
 
 typedef struct {
-    cudaStream_t of[LN_MOST_DEVICES];
+    cudaStream_t of[COPY_WAYS][LN_MOST_DEVICES];
 } streams;
 
 static pthread_key_t key;
 static bool has_key;
 
-/* Of a thread that ends; its uploads end by themselves. */
+/* Of a thread that ends; its copies end by themselves. */
 static void streams_release(void *value) {
     streams *s = (streams *)value;
-    for (int i = 0; i < LN_MOST_DEVICES; i++)
-        if (s->of[i] != NULL && !cuda_lost()) cudaStreamDestroy(s->of[i]);
+    for (int way = 0; way < COPY_WAYS; way++)
+        for (int i = 0; i < LN_MOST_DEVICES; i++)
+            if (s->of[way][i] != NULL && !cuda_lost()) cudaStreamDestroy(s->of[way][i]);
     free(s);
 }
 
@@ -44,10 +45,10 @@ static streams *own_streams(void) {
     return NULL;
 }
 
-ln_status cuda_copy_stream(cudaStream_t *out, int device) {
+ln_status cuda_copy_stream(cudaStream_t *out, int device, copy_way way) {
     streams *s = own_streams();
     if (s == NULL) return ln_fail(LN_OUT_OF_MEMORY, "copy: out of memory for a stream");
-    cudaStream_t *stream = &s->of[device];
+    cudaStream_t *stream = &s->of[way][device];
     if (*stream == NULL) {
         cudaError_t error = cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking);
         if (error != cudaSuccess) return cuda_fail(error, "copy");
@@ -56,10 +57,13 @@ ln_status cuda_copy_stream(cudaStream_t *out, int device) {
     return LN_OK;
 }
 
-ln_status cuda_uploads_end(int device) {
+ln_status cuda_copies_end(int device) {
     streams *s = own_streams();
-    if (s == NULL || s->of[device] == NULL) return LN_OK;
-    return cuda_check(cudaStreamSynchronize(s->of[device]), "synchronize");
+    ln_status status = LN_OK;
+    for (int way = 0; way < COPY_WAYS && s != NULL && status == LN_OK; way++)
+        if (s->of[way][device] != NULL)
+            status = cuda_check(cudaStreamSynchronize(s->of[way][device]), "synchronize");
+    return status;
 }
 
 /* ---- Marks ---- */
@@ -76,32 +80,34 @@ static void unmark(cudaEvent_t event) {
     if (event != NULL && !cuda_lost()) cudaEventDestroy(event);
 }
 
-static bool has_ended(void *read) {
-    if (read == NULL || cuda_lost() || cudaEventQuery((cudaEvent_t)read) == cudaSuccess)
+static bool has_ended(void *mark) {
+    if (mark == NULL || cuda_lost() || cudaEventQuery((cudaEvent_t)mark) == cudaSuccess)
         return true;
     cudaGetLastError(); /* which also keeps that it is not ready */
     return false;
 }
 
-/* On a device that is lost nothing reads any more. */
-void cuda_wait(void *read) {
-    if (read == NULL) return;
-    cudaError_t error = cuda_lost() ? cudaSuccess : cudaEventSynchronize((cudaEvent_t)read);
+/* On a device that is lost nothing is copied any more. */
+bool cuda_wait(void *mark) {
+    if (mark == NULL) return true;
+    if (cuda_lost()) return false;
+    cudaError_t error = cudaEventSynchronize((cudaEvent_t)mark);
     if (error != cudaSuccess) cuda_fail(error, "copy");
-    unmark((cudaEvent_t)read);
+    unmark((cudaEvent_t)mark);
+    return error == cudaSuccess;
 }
 
 /* A capture takes in nothing that another stream does: there the copy is waited for. */
-void cuda_follow(void *written, int device) {
+void cuda_follow(void *mark, int device) {
     if (ln_capturing() != NULL) {
-        cuda_wait(written);
+        cuda_wait(mark);
         return;
     }
     if (cuda_enter_device(device, "copy") == LN_OK) {
-        cudaError_t error = cudaStreamWaitEvent(cudaStreamPerThread, (cudaEvent_t)written, 0);
+        cudaError_t error = cudaStreamWaitEvent(cudaStreamPerThread, (cudaEvent_t)mark, 0);
         if (error != cudaSuccess) cuda_fail(error, "copy");
     }
-    unmark((cudaEvent_t)written);
+    unmark((cudaEvent_t)mark);
 }
 
 /* ---- Pinned memory of the host, which takes milliseconds to make: some blocks are kept ---- */
@@ -109,7 +115,7 @@ void cuda_follow(void *written, int device) {
 enum { KEPT = 32 };
 
 typedef struct {
-    void *p, *read;
+    void *p, *mark; /* of a copy from or to it */
     size_t bytes;
 } pinned_block;
 
@@ -125,7 +131,7 @@ static size_t pinned_bytes(size_t bytes) {
     return (bytes + unit - 1) / unit * unit + (bytes == 0 ? unit : 0);
 }
 
-/* A kept block of this size, sooner one that nothing reads than one to wait for. */
+/* A kept block of this size, sooner one that nothing uses than one to wait for. */
 static pinned_block take_kept(size_t bytes) {
     pinned_block found = {}, *place = NULL;
     pthread_mutex_lock(&kept.lock);
@@ -133,7 +139,7 @@ static pinned_block take_kept(size_t bytes) {
         pinned_block *b = &kept.block[i];
         if (b->p == NULL || b->bytes != bytes) continue;
         place = b;
-        if (has_ended(b->read)) break;
+        if (has_ended(b->mark)) break;
     }
     if (place != NULL) {
         found = *place;
@@ -146,7 +152,7 @@ static pinned_block take_kept(size_t bytes) {
 ln_status cuda_pin(void **out, size_t bytes) {
     bytes = pinned_bytes(bytes);
     pinned_block found = take_kept(bytes);
-    cuda_wait(found.read);
+    cuda_wait(found.mark);
     if (found.p == NULL) {
         ln_status status = cuda_check(cudaHostAlloc(&found.p, bytes, cudaHostAllocPortable), "pin");
         if (status != LN_OK) return status;
@@ -157,12 +163,12 @@ ln_status cuda_pin(void **out, size_t bytes) {
 
 static void give_back(pinned_block b) {
     if (b.p == NULL) return;
-    cuda_wait(b.read);
+    cuda_wait(b.mark);
     if (!cuda_lost()) cudaFreeHost(b.p);
 }
 
-void cuda_unpin(void *p, size_t bytes, void *read) {
-    pinned_block b = {p, read, pinned_bytes(bytes)};
+void cuda_unpin(void *p, size_t bytes, void *mark) {
+    pinned_block b = {p, mark, pinned_bytes(bytes)};
     pthread_mutex_lock(&kept.lock);
     for (int i = 0; i < KEPT && b.p != NULL; i++)
         if (kept.block[i].p == NULL) {
@@ -211,24 +217,48 @@ ln_status cuda_transfer(void *dst, int dst_device, const void *src, int src_devi
     return status != LN_OK ? status : cuda_index_found(up ? dst_device : src_device);
 }
 
-ln_status cuda_upload(void **written, void **read, void *dst, int device, const void *src,
-                      size_t bytes, void *after) {
+/* A copy on a stream of copies, after an event, and a mark for each of its ends. */
+static ln_status copy_aside(void **written, void **read, cudaStream_t stream, cudaEvent_t after,
+                            void *dst, const void *src, size_t bytes, cudaMemcpyKind kind) {
     cudaEvent_t ends[2] = {};
-    cudaStream_t stream = NULL;
     ln_status status;
-    LN_TRY(cuda_enter_device(device, "copy"));
-    LN_TRY(cuda_copy_stream(&stream, device));
-    if (after != NULL)
-        LN_TRY(cuda_check(cudaStreamWaitEvent(stream, (cudaEvent_t)after, 0), "copy"));
-    LN_TRY(cuda_check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, stream), "copy"));
+    if (after != NULL) LN_TRY(cuda_check(cudaStreamWaitEvent(stream, after, 0), "copy"));
+    LN_TRY(cuda_check(cudaMemcpyAsync(dst, src, bytes, kind, stream), "copy"));
     for (int i = 0; i < 2; i++) LN_TRY(mark(&ends[i], stream));
-    unmark((cudaEvent_t)after);
     *written = ends[0];
     *read = ends[1];
     return LN_OK;
 fail:
-    if (stream != NULL && !cuda_lost()) cudaStreamSynchronize(stream);
+    if (!cuda_lost()) cudaStreamSynchronize(stream);
     for (int i = 0; i < 2; i++) unmark(ends[i]);
+    return status;
+}
+
+ln_status cuda_upload(void **written, void **read, void *dst, int device, const void *src,
+                      size_t bytes, void *after) {
+    cudaStream_t stream;
+    ln_status status;
+    LN_TRY(cuda_enter_device(device, "copy"));
+    LN_TRY(cuda_copy_stream(&stream, device, COPY_UP));
+    LN_TRY(copy_aside(written, read, stream, (cudaEvent_t)after, dst, src, bytes,
+                      cudaMemcpyHostToDevice));
+    unmark((cudaEvent_t)after);
+    return LN_OK;
+fail:
     cuda_wait(after);
+    return status;
+}
+
+ln_status cuda_download(void **written, void **read, void *dst, const void *src, int device,
+                        size_t bytes) {
+    cudaEvent_t before = NULL;
+    cudaStream_t stream;
+    ln_status status;
+    LN_TRY(cuda_enter_device(device, "copy"));
+    LN_TRY(cuda_copy_stream(&stream, device, COPY_DOWN));
+    LN_TRY(mark(&before, cudaStreamPerThread));
+    status = copy_aside(written, read, stream, before, dst, src, bytes, cudaMemcpyDeviceToHost);
+fail:
+    unmark(before);
     return status;
 }

@@ -80,7 +80,7 @@ static ln_status pool_of(cudaMemPool_t *pool, int device) {
 
 static ln_status wait_for(int device) {
     ln_status status = cuda_enter_device(device, "synchronize");
-    if (status == LN_OK) status = cuda_uploads_end(device);
+    if (status == LN_OK) status = cuda_copies_end(device);
     if (status != LN_OK) return status;
     return cuda_check(cudaStreamSynchronize(cudaStreamPerThread), "synchronize");
 }
@@ -103,7 +103,7 @@ static ln_status flush(int device) {
 static ln_status acquire(void **out, int device, size_t bytes, bool ahead) {
     cudaStream_t stream = cudaStreamPerThread;
     ln_status status = cuda_enter_device(device, "memory");
-    if (status == LN_OK && ahead) status = cuda_copy_stream(&stream, device);
+    if (status == LN_OK && ahead) status = cuda_copy_stream(&stream, device, COPY_UP);
     for (int attempt = 0; status == LN_OK; attempt++) {
         cudaError_t error = cudaMallocAsync(out, bytes > 0 ? bytes : 1, stream);
         if (error != cudaErrorMemoryAllocation || attempt > 0) return cuda_check(error, "memory");
@@ -201,6 +201,7 @@ ln_status ln_driver_open(const ln_driver **out) {
               cuda_unpin,
               cuda_transfer,
               cuda_upload,
+              cuda_download,
               cuda_follow,
               cuda_wait,
               synchronize,

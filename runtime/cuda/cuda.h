@@ -1,7 +1,7 @@
 /* Shared by the files of the CUDA backend: the naming of its slots, launches, errors, and how
  * kernels read and write elements of any dtype. Holds no kernels. Invariants: every launch goes
- * through launch(), which checks it; everything but an upload is asked of the calling thread's own
- * stream; the same sources compile with nvcc and, for tests, as C++ that runs on the host. */
+ * through launch(), which checks it; all but uploads and downloads is asked of the calling thread's
+ * own stream; the same sources compile with nvcc and, for tests, as C++ that runs on the host. */
 #ifndef LN_CUDA_CUDA_H
 #define LN_CUDA_CUDA_H
 #include <cuda_runtime.h>

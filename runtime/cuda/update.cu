@@ -5,12 +5,13 @@
 typedef struct {
     double lr, momentum, dampening, weight_decay;
     bool moves, nesterov, first;
-    const double *lr_at; /* NULL; or where lr lies */
+    const double *at; /* NULL; or where lr lies, and 0 for no step */
 } sgd;
 
 static __global__ void sgd_kernel(walk w, sgd s) {
     enum { P, G, BUF };
-    if (s.lr_at != NULL) s.lr = *s.lr_at;
+    if (s.at != NULL) s.lr = s.at[0];
+    if (s.at != NULL && s.at[1] == 0) return;
     for (int64_t i = grid_thread(); i < w.numel; i += grid_threads()) {
         int64_t offset[3];
         walk_offsets<3>(w, i, offset);
@@ -43,7 +44,7 @@ ln_status CUDA(sgd_step)(ln_tensor *p, const ln_tensor *g, ln_tensor *buf, doubl
 typedef struct {
     double decay, keep; /* weight decay added to the gradient; and the factor on p */
     double beta1, beta2, eps, step_size, correction2;
-    const double *at; /* NULL; or where keep, step_size and correction2 lie */
+    const double *at; /* NULL; or where keep, step_size and correction2 lie, and 0 for no step */
 } adam;
 
 static __global__ void adam_kernel(walk w, adam s) {
@@ -52,6 +53,7 @@ static __global__ void adam_kernel(walk w, adam s) {
         s.keep = s.at[0];
         s.step_size = s.at[1];
         s.correction2 = s.at[2];
+        if (s.at[3] == 0) return;
     }
     for (int64_t i = grid_thread(); i < w.numel; i += grid_threads()) {
         int64_t offset[4];

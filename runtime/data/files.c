@@ -159,6 +159,7 @@ ln_status ln_file_write(ln_file *f, const void *bytes, int64_t n) {
 
 ln_status ln_file_write_tensor(ln_file *f, const ln_tensor *t) {
     ln_status status = check_host(f, t);
+    if (status == LN_OK) status = ln_check_inputs("write", 1, &t);
     if (status != LN_OK) return status;
     return ln_file_write(f, t->data, t->numel * (int64_t)ln_dtype_size(t->dtype));
 }

@@ -256,7 +256,8 @@ static ln_status check_set(const ln_tensor *images, const ln_tensor *labels, boo
         return ln_fail(LN_BAD_ARGUMENT,
                        "loader: labels are %s; contiguous (%lld) int64 on the cpu is taken",
                        ln_text(labels), (long long)images->shape[0]);
-    return LN_OK;
+    ln_status status = ln_check_inputs("loader", 1, &images);
+    return status == LN_OK && labels != NULL ? ln_check_inputs("loader", 1, &labels) : status;
 }
 
 static ln_status check_options(const ln_loader_options *o) {

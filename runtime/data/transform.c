@@ -98,10 +98,12 @@ ln_status ln_image_transform(ln_tensor **out, const ln_tensor *image, const ln_t
         return ln_fail(LN_BAD_ARGUMENT,
                        "augment: got %s; a contiguous (C,H,W) uint8 or float32 image is taken",
                        image == NULL ? "nothing" : ln_text(image));
+    ln_status status = ln_check_inputs("augment", 1, &image);
+    if (status != LN_OK) return status;
     ln_image src = {image->data, image->dtype == LN_UINT8, image->shape[0], image->shape[1],
                     image->shape[2]};
     int64_t shape[3] = {src.channels, src.height, src.width};
-    ln_status status = ln_steps_check(steps, n, src.channels, &shape[1], &shape[2]);
+    status = ln_steps_check(steps, n, src.channels, &shape[1], &shape[2]);
     if (status != LN_OK) return status;
     ln_tensor *t = NULL;
     ln_workspace w = {0};

@@ -326,7 +326,7 @@ static ln_status copy_across(ln_tensor *dst, const ln_tensor *src) {
     if (src->dtype != dst->dtype || !ln_is_contiguous(src))
         LN_TRY(copy_as(&packed, src, dst->dtype, ln_device(src), false, "copy"));
     if (packed != NULL) src = packed;
-    ln_settle(src->storage);
+    LN_TRY(ln_check_inputs("copy", 1, &src));
     ln_settle(dst->storage);
     if (!direct)
         LN_TRY(ln_out(&arrived, src->dtype, ln_device(dst), src->ndim, src->shape, "copy"));

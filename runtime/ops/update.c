@@ -40,7 +40,7 @@ ln_status ln_sgd_step(ln_tensor *p, const ln_tensor *g, ln_tensor *buf, double l
     bool moves = momentum != 0;
     ln_status status =
         check("sgd_step", moves ? 3 : 2, (const ln_tensor *[]){p, g, buf}, moves ? 5 : 1);
-    if (status == LN_OK) status = check_numbers("sgd_step", numbers, 1, p);
+    if (status == LN_OK) status = check_numbers("sgd_step", numbers, 2, p);
     if (status != LN_OK) return status;
     return ln_backend_of(ln_device(p))
         ->sgd_step(p, g, buf, lr, momentum, dampening, weight_decay, nesterov, first, numbers);
@@ -58,7 +58,7 @@ ln_status ln_adam_step(ln_tensor *p, const ln_tensor *g, ln_tensor *m, ln_tensor
                        bool decoupled, const ln_tensor *numbers) {
     double host[3];
     ln_status status = check("adam_step", 4, (const ln_tensor *[]){p, g, m, v}, 13);
-    if (status == LN_OK) status = check_numbers("adam_step", numbers, 3, p);
+    if (status == LN_OK) status = check_numbers("adam_step", numbers, 4, p);
     if (status != LN_OK) return status;
     if (step < 1)
         return ln_fail(LN_BAD_ARGUMENT, "adam_step: step %lld; steps count from 1",

@@ -198,6 +198,36 @@ static void order(void) {
     expect(cudaStreamDestroy(u.stream) == cudaSuccess, "what has ended may be freed");
 }
 
+/* The other way: after what the thread asked before, and before what it does to the source. */
+static void downloads(void) {
+    int *to, *from, host[4] = {1, 2, 3, 4};
+    cudaStream_t stream;
+    cudaEvent_t before, end;
+    cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    cudaEventCreateWithFlags(&before, cudaEventDisableTiming);
+    cudaEventCreateWithFlags(&end, cudaEventDisableTiming);
+    cudaHostAlloc((void **)&to, sizeof host, cudaHostAllocPortable);
+    cudaMallocAsync((void **)&from, sizeof host, NULL);
+    cudaMemcpyAsync(from, host, sizeof host, cudaMemcpyHostToDevice, NULL);
+    to[1] = 0;
+    expect(cudaMemcpyAsync(to, from, sizeof host, cudaMemcpyDeviceToHost, stream) ==
+               cudaErrorInvalidValue,
+           "a copy that does not come after the thread's work is refused");
+    cudaEventRecord(before, NULL);
+    cudaStreamWaitEvent(stream, before, 0);
+    expect(cudaMemcpyAsync(host, from, sizeof host, cudaMemcpyDeviceToHost, stream) ==
+               cudaErrorInvalidValue,
+           "a destination that is not pinned is refused");
+    cudaMemcpyAsync(to, from, sizeof host, cudaMemcpyDeviceToHost, stream);
+    cudaEventRecord(end, stream);
+    expect(to[1] == 0, "a download is put off");
+    cudaEventSynchronize(end);
+    expect(to[1] == 2, "who waits for a download sees it");
+    cudaFreeAsync(from, NULL);
+    cudaFreeHost(to);
+    expect(cudaStreamDestroy(stream) == cudaSuccess, "what has ended may be freed");
+}
+
 /* Memory that a copy may not be put off to or from. */
 static void strangers(void) {
     upload u = begin_upload(false);
@@ -347,6 +377,7 @@ int main(int argc, char **argv) {
         right_kernels();
         refusals();
         order();
+        downloads();
         strangers();
         captures();
         spoilt_captures();

@@ -19,6 +19,7 @@ struct cuda_host_executable {
 
 static thread_local cudaGraph_t capture;
 static thread_local bool is_spoilt;
+static thread_local long last;
 
 bool cuda_host_captures(void) {
     return capture != NULL;
@@ -33,10 +34,15 @@ cudaError_t cuda_host_refuse(void) {
 }
 
 cudaError_t cuda_host_ask(const std::function<cudaError_t()> &call) {
+    last = cuda_host_tick();
     if (capture == NULL) return call();
     if (is_spoilt) return cudaErrorStreamCaptureInvalidated;
     capture->made.push_back(call);
     return cudaSuccess;
+}
+
+long cuda_host_last(void) {
+    return last;
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
@@ -79,6 +85,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
     cudaError_t error = cuda_host_refuse();
     if (error == cudaSuccess) error = cudaGetLastError();
     if (error != cudaSuccess) return error;
+    last = cuda_host_tick();
     for (const auto &call : executable->made) {
         error = call();
         if (error != cudaSuccess)

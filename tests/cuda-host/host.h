@@ -35,6 +35,8 @@ void cuda_host_check_free(const void *block);
 
 /* Counts what is asked of the threads' own streams and matters to others: allocations, events. */
 long cuda_host_tick(void);
+/* When something was last asked of the calling thread's own stream. */
+long cuda_host_last(void);
 /* Whether what is asked of the stream next comes after this of the threads' own streams. */
 bool cuda_host_is_after(cudaStream_t stream, long tick);
 

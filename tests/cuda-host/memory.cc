@@ -308,13 +308,16 @@ static bool may_be_recorded(const cuda_host_copy &c) {
     return good;
 }
 
-/* A device reads later only from pinned memory, and writes what was allocated before. */
+/* A device reads later only from pinned memory, and writes what was allocated before; it writes
+ * later only to pinned memory, and reads what the thread's own work before it has written. */
 static bool may_be_put_off(const cuda_host_copy &c, cudaStream_t stream) {
-    if (c.kind != cudaMemcpyHostToDevice || !ends_are_sound(c)) return false;
+    bool up = c.kind == cudaMemcpyHostToDevice, down = c.kind == cudaMemcpyDeviceToHost;
+    if (!(up || down) || !ends_are_sound(c)) return false;
     pthread_mutex_lock(&lock);
-    bool good = is_pinned(c.src, c.bytes);
-    const block *to = find(c.dst, c.bytes);
-    good &= to->stream == stream || cuda_host_is_after(stream, to->tick);
+    bool good = is_pinned(up ? c.src : c.dst, c.bytes);
+    const block *at = up ? find((char *)c.dst, c.bytes) : NULL;
+    good &= down ? cuda_host_is_after(stream, cuda_host_last())
+                 : at->stream == stream || cuda_host_is_after(stream, at->tick);
     pthread_mutex_unlock(&lock);
     return good;
 }

@@ -14,6 +14,10 @@ local function check(bank, bank_labels, queries, labels, o)
       or x.shape[1] ~= y.shape[1] or y.dtype ~= "int64" then
       raise("eval.knn: %s are a tensor (N,D) and int64 labels (N)", name)
     end
+    if x.device ~= bank.device or y.device ~= bank.device then
+      raise("eval.knn: bank, queries and their labels lie on one device; of the %s some lie on %s,"
+        .. " the bank on %s", name, x.device ~= bank.device and x.device or y.device, bank.device)
+    end
   end
   if not (o.temperature > 0) then
     raise("eval.knn: temperature is %g; a number above 0 is taken", o.temperature)
@@ -42,7 +46,7 @@ end
 
 --- Classifies queries by a vote of their k nearest bank rows by cosine, weighted with exp(s/T), and
 --- measures how often one of the k nearest has the query's class.
----@param bank lunce.Tensor (N,D)
+---@param bank lunce.Tensor (N,D); the others lie on its device
 ---@param bank_labels lunce.Tensor (N) int64, from 1
 ---@param queries lunce.Tensor (Q,D)
 ---@param labels lunce.Tensor (Q) int64

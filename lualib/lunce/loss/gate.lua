@@ -27,7 +27,7 @@ return define({
   local beta = views.shape(pair, nil, o.beta, o)
   local rho = pair.negatives:tail{ k = 0, candidates = pair.candidates }.rho
   local lambda = evt.rho_gate(rho, o.rho0, o.scale)
-  if o.beta == "batch" and not o.state.fitted then lambda = lambda * 0 end
+  if o.beta == "batch" then lambda = o.state:gate(lambda) end
   local function mixture(s, mix, shape) return views.mixture(s, o.tau, mix, shape) end
   local loss = views.contrast(pair, mixture, lambda:to(pair.positive.dtype), beta):mean()
   return loss, { lambda = lambda, rho = rho, beta = beta }

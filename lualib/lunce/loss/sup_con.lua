@@ -29,5 +29,5 @@ return define({
   local count = positives:count()
   local alone = count:eq(0)
   local terms = (all - sum / count:clamp(1, R):to(z.dtype)):masked_fill(alone, 0)
-  return terms:sum() / math.max(R - alone:sum():item(), 1)
+  return terms:sum() / (R - alone:sum()):clamp(1, math.huge):to(z.dtype)
 end)

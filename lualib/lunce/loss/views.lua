@@ -134,7 +134,7 @@ end
 -- beta_t: the state's moving shape, brought up to date by this batch, or the option's number.
 local function moving(views, o)
   if not o.state then return o.beta_t end
-  return o.state:update(views.negatives:tail{ pooled = true })
+  return o.state:update(views.negatives:tail{ pooled = true, candidates = views.candidates })
 end
 
 --- The Weibull shape that an option asks for: a number, "batch" (beta_t) or "anchor" (each anchor's

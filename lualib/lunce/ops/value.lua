@@ -176,8 +176,9 @@ local later = { non_blocking = false }
 
 --- x in another dtype, on another device, in another memory format: to("float64"), to("cuda:1"),
 --- to{ dtype =, device =, memory_format = }. x itself where nothing changes. non_blocking: a copy
---- from pinned memory to a CUDA device may go on after the call, beside the device's other work;
---- the result is used, and x changed or freed, as if it had ended.
+--- from pinned memory to a CUDA device, or from a device to the CPU, into pinned memory, may go on
+--- after the call, beside the device's other work; the result is used, and x changed or freed, as
+--- if it had ended, for what needs it waits: on the CPU, who looks at the result's values first.
 ---@param target string|{ dtype: string, device: string, non_blocking: boolean,
 ---  memory_format: "contiguous"|"channels_last" }
 ---@param given { non_blocking: boolean }|nil

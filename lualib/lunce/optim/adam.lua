@@ -33,14 +33,19 @@ local function rule(name, weight_decay, decoupled)
         (state.step or 0) + 1, decoupled)
       return { numbers_box[0], numbers_box[1], numbers_box[2] }
     end,
+    numbers_there = function(group, lr, step)
+      local function correction(beta) return 1 - beta ^ step end
+      local decay = decoupled and group.weight_decay or 0
+      return { 1 - lr * decay, lr / correction(group.betas[1]), correction(group.betas[2]) }
+    end,
     update = function(p, g, state, group, lr, numbers)
-      if not state.step then -- all or nothing: memory may run out between the two
+      if not state.exp_avg then -- all or nothing: memory may run out between the two
         captured.check_first(name, numbers)
         local m, v = lunce.zeros_like(p):keep(), lunce.zeros_like(p):keep()
         state.exp_avg, state.exp_avg_sq, state.step = m, v, 0
       end
       call(C.ln_adam_step, p.h, g.h, state.exp_avg.h, state.exp_avg_sq.h, lr, group.betas[1],
-        group.betas[2], group.eps, group.weight_decay, state.step + 1, decoupled,
+        group.betas[2], group.eps, group.weight_decay, numbers and 1 or state.step + 1, decoupled,
         numbers and numbers.h)
       if not numbers then state.step = state.step + 1 end -- else each replay counts
     end,

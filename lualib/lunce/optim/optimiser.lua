@@ -65,7 +65,8 @@ end
 ---  state: kind of each entry of a parameter's state, "tensor" (of its shape) or "number";
 ---  update(p, g, state, group, lr, numbers) makes one step, filling `state`, a table that starts
 ---  empty; numbers: in a captured step, the tensor with what `numbers(group, lr, state)` gives, a
----  list, at each replay
+---  list, at each replay, and 1, or 0 where nothing is to change; a rule whose numbers depend on
+---  state.step also has numbers_there(group, lr, step), which gives them of tensors on the device
 ---@return fun(params: table, opts?: table): lunce.Optimiser
 function M.new(rule)
   return function(params, opts)
@@ -86,10 +87,10 @@ function M.is_optimiser(x) return getmetatable(x) == Optimiser end
 
 -- ---- Stepping --------------------------------------------------------------------------------
 
---- One update of every parameter that has a gradient.
-function Optimiser:step()
+-- made: nil; or, in a captured step, whether it is, a bool tensor.
+local function make_step(self, made)
   local capture = tensor.state.graph
-  local numbers = capture and captured.numbers(self, capture) or nil
+  local numbers = capture and captured.numbers(self, capture, made) or nil
   lunce.no_grad(lunce.scope, function()
     for _, group in ipairs(self.groups) do
       for _, p in ipairs(group.params) do
@@ -103,6 +104,14 @@ function Optimiser:step()
     end
   end)
 end
+
+--- One update of every parameter that has a gradient.
+function Optimiser:step() make_step(self) end
+
+--- In a captured step: the optimiser's step, which changes nothing where made is false.
+---@param optimiser lunce.Optimiser
+---@param made lunce.Tensor bool without dimensions, on the device
+function M.step_where(optimiser, made) make_step(optimiser, made) end
 
 --- Drops the parameters' gradients and gives their memory back at once.
 function Optimiser:zero_grad()

@@ -321,12 +321,11 @@ end
 M.dense = dense.dense
 
 function M.count(S)
-  tensor.no_capture("similarity.count", "candidates are counted on the host, before the step")
   local held = {}
   local array, n = masks(S, held)
-  call(C.ln_similarity_count, out(), S.N, S.M, n, array)
+  call(C.ln_similarity_count, out(), tensor.info(S.q).device, S.N, S.M, n, array)
   was_read(held)
-  return take():to(S.q.device)
+  return take()
 end
 
 return M

@@ -17,6 +17,7 @@ local describe = require("lunce.options").describe
 local evt = require "lunce.evt"
 local options = require("lunce.options").options
 local raise = require("lunce.ffi").raise
+local tensor = require "lunce.tensor"
 
 local dense = require "lunce.similarity.dense"
 local tiles = require "lunce.similarity.tiles"
@@ -281,28 +282,35 @@ end
 ---@return lunce.Tensor (N,M)
 function Similarity:dense() return engine.dense(self) end
 
-local function pooled_tail(S)
-  local count = S:count():sum():item()
+local function pooled_tail(S, fewest)
+  local count = fewest and S.N * fewest or S:count():sum():item()
   local k = math.min(math.max(1024, math.floor(0.05 * count)), count)
   if k < 10 then return nil end
   local fit = engine.pooled_tail(S, k)
-  return { beta_hat = fit.beta_hat:item(), r2 = fit.r2:item(), delta_aic = fit.delta_aic:item(),
-    k = k, n = fit.n }
+  local result = { k = k, n = fit.n }
+  for _, name in ipairs{ "beta_hat", "r2", "delta_aic" } do
+    local value = fit[name]:select(1, 1)
+    result[name] = tensor.state.step and value or value:item()
+  end
+  return result
 end
 
 local TAIL = { k = false, pooled = false, candidates = false }
 
 --- The tail of shortfalls 1 - s of each row's candidates: order statistics and fits, without
 --- gradient. With pooled = true, one fit over the candidates of all rows together (numbers; nil
---- when there are fewer than 10).
+--- when there are fewer than 10; in a captured step, tensors without dimensions).
 ---@param given table|nil k: points of a row's tail, by default evt.tail_size of the fewest
 ---  candidates; pooled; candidates: the fewest of a row where they are known, which are not counted
----  then (on the host: a captured step counts none)
+---  then (the host must know them: a captured step takes them)
 ---@return table|nil tail rho (N), the least shortfall, at least 1e-6; and evt.fit's fields
 function Similarity:tail(given)
   local o = options(given, TAIL, "tail")
   return lunce.no_grad(lunce.scope, function()
-    if o.pooled then return pooled_tail(self) end
+    if not o.candidates then
+      tensor.no_capture("tail", "give it candidates = the fewest of a row, which are not counted")
+    end
+    if o.pooled then return pooled_tail(self, o.candidates) end
     local fewest = self.N > 0 and (o.candidates or self:count():min():item()) or 0
     local k = o.k or evt.tail_size(fewest)
     if type(k) ~= "number" or k % 1 ~= 0 or k < 0 or k > fewest then
