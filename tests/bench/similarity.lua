@@ -20,6 +20,14 @@ end
 -- Steps of a measure: small ones are over before a program that has paused is at its speed.
 local function steps_of(R) return R > 4096 and 3 or R > 1024 and 9 or 45 end
 
+-- As an optimiser's zero_grad does, and PyTorch's side.
+local function drop_gradients(...)
+  for _, leaf in ipairs{ ... } do
+    if leaf.grad then leaf.grad:free() end
+    leaf.grad = nil
+  end
+end
+
 -- The median over a few rounds of what `figure` makes of the seconds that a step of each
 -- fn(z_i, z_j) takes, forward and backward: the steps of a round follow each other, so that they
 -- meet the same machine.
@@ -30,6 +38,7 @@ local function over_rounds(fns, R, d, figure)
     local seconds = {}
     for f, fn in ipairs(fns) do
       local start = progress.clock()
+      drop_gradients(z_i, z_j)
       lunce.scope(function() (fn(z_i, z_j)):backward() end)
       seconds[f] = progress.clock() - start
     end
