@@ -7,7 +7,7 @@
 
 typedef struct {
     const ln_tensor *q, *k;
-    const real *q_scale, *k_scale; /* NULL: dot products */
+    real *q_scale, *k_scale; /* NULL: dot products */
     const int64_t *columns;
     int64_t chosen; /* columns of a row */
 } entries;
@@ -20,16 +20,29 @@ static real scale_of(const entries *e, int64_t row, int64_t column) {
     return e->q_scale != NULL ? e->q_scale[row] * e->k_scale[column] : 1;
 }
 
-static ln_status entries_new(entries *e, real **owned, const ln_tensor *q, const ln_tensor *k,
-                             bool cosine, const ln_tensor *columns) {
+/* The factors of the rows are room that share_scales fills. */
+static ln_status entries_new(entries *e, const ln_tensor *q, const ln_tensor *k, bool cosine,
+                             const ln_tensor *columns) {
     *e = (entries){.q = q,
                    .k = k != NULL ? k : q,
                    .columns = (const int64_t *)columns->data,
                    .chosen = columns->shape[1]};
     if (!cosine) return LN_OK;
-    e->q_scale = owned[0] = REAL(unit_scales)(q);
-    e->k_scale = k == NULL ? e->q_scale : (owned[1] = REAL(unit_scales)(k));
+    e->q_scale = REAL(unit_scratch)(q);
+    e->k_scale = k == NULL ? e->q_scale : REAL(unit_scratch)(k);
     return e->q_scale != NULL && e->k_scale != NULL ? LN_OK : LN_OUT_OF_MEMORY;
+}
+
+static void entries_release(entries *e) {
+    if (e->k_scale != e->q_scale) ln_scratch_release(e->k_scale);
+    ln_scratch_release(e->q_scale);
+}
+
+/* By the threads of a region. */
+static void share_scales(const entries *e) {
+    if (e->q_scale == NULL) return;
+    REAL(unit_share_scales)(e->q_scale, e->q);
+    if (e->k_scale != e->q_scale) REAL(unit_share_scales)(e->k_scale, e->k);
 }
 
 static real dot(const real *x, const real *y, int64_t d) {
@@ -39,23 +52,26 @@ static real dot(const real *x, const real *y, int64_t d) {
     return sum;
 }
 
+static real entry(const entries *e, int64_t i) {
+    int64_t row = i / e->chosen, column = e->columns[i] - 1;
+    return dot(row_of(e->q, row), row_of(e->k, column), e->q->shape[1]) * scale_of(e, row, column);
+}
+
 ln_status REAL(similarity_at)(ln_tensor *out, const ln_tensor *q, const ln_tensor *k, bool cosine,
                               const ln_tensor *columns) {
     entries e;
-    real *owned[2] = {0};
-    int64_t n = q->shape[0], d = q->shape[1];
-    ln_status status = entries_new(&e, owned, q, k, cosine, columns);
-    if (status != LN_OK) goto fail;
-#pragma omp parallel for schedule(static) num_threads(ln_team(2 * n * e.chosen * d))
-    for (int64_t row = 0; row < n; row++)
-        for (int64_t c = 0; c < e.chosen; c++) {
-            int64_t column = e.columns[row * e.chosen + c] - 1;
-            const real *x = row_of(e.q, row), *y = row_of(e.k, column);
-            ((real *)out->data)[row * e.chosen + c] = dot(x, y, d) * scale_of(&e, row, column);
-        }
-fail:
-    ln_scratch_release(owned[0]);
-    ln_scratch_release(owned[1]);
+    real *y = (real *)out->data;
+    int64_t count = columns->numel;
+    ln_status status = entries_new(&e, q, k, cosine, columns);
+    if (status == LN_OK)
+#pragma omp parallel num_threads(ln_team(2 * (count + q->shape[0]) * q->shape[1]))
+    {
+        ln_take_place();
+        share_scales(&e);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < count; i++) y[i] = entry(&e, i);
+    }
+    entries_release(&e);
     return status;
 }
 
@@ -77,10 +93,9 @@ static void spread(const entries *e, real *dq, real *dk, const real *dy, const r
         int64_t row = i / e->chosen, column = e->columns[i] - 1;
         const real *x = row_of(e->q, row), *y = row_of(e->k, column);
         real scale_x = cosine ? e->q_scale[row] : 1, scale_y = cosine ? e->k_scale[column] : 1;
-        real entry = cosine ? s[i] : 0;
         if (dy[i] == 0) continue;
-        if (dq != NULL) add_slope(dq + row * d, dy[i], x, y, scale_x, scale_y, entry, from, end);
-        if (dk != NULL) add_slope(dk + column * d, dy[i], y, x, scale_y, scale_x, entry, from, end);
+        if (dq != NULL) add_slope(dq + row * d, dy[i], x, y, scale_x, scale_y, s[i], from, end);
+        if (dk != NULL) add_slope(dk + column * d, dy[i], y, x, scale_y, scale_x, s[i], from, end);
     }
 }
 
@@ -88,27 +103,29 @@ ln_status REAL(similarity_at_backward)(ln_tensor *dq, ln_tensor *dk, const ln_te
                                        const ln_tensor *q, const ln_tensor *k, bool cosine,
                                        const ln_tensor *columns) {
     entries e;
-    real *owned[2] = {0}, *s = NULL;
+    real *s = NULL;
     int64_t d = q->shape[1], count = columns->numel;
-    ln_status status = entries_new(&e, owned, q, k, cosine, columns);
+    ln_status status = entries_new(&e, q, k, cosine, columns);
     if (status != LN_OK) goto fail;
     s = ln_scratch_new((size_t)(count + 1) * sizeof *s, "similarity");
     status = s != NULL ? LN_OK : LN_OUT_OF_MEMORY;
     if (s == NULL) goto fail;
-#pragma omp parallel for schedule(static) num_threads(ln_team(2 * count * d))
-    for (int64_t i = 0; i < count; i++)
-        s[i] = dot(row_of(e.q, i / e.chosen), row_of(e.k, e.columns[i] - 1), d) *
-               scale_of(&e, i / e.chosen, e.columns[i] - 1);
     real *to_q = dq != NULL ? (real *)dq->data : NULL;
     real *to_k = k == NULL ? to_q : dk != NULL ? (real *)dk->data : NULL;
-    int team = ln_team(4 * count * d);
+    int team = ln_team(6 * count * d);
     int64_t part = (d + 16 * team - 1) / (16 * team) * 16; /* whole cache lines */
-#pragma omp parallel for schedule(static) num_threads(team)
-    for (int64_t f = 0; f < d; f += part)
-        spread(&e, to_q, to_k, (const real *)dy->data, s, f, f + part < d ? f + part : d);
+#pragma omp parallel num_threads(team)
+    {
+        ln_take_place();
+        share_scales(&e);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < count; i++) s[i] = cosine ? entry(&e, i) : 0;
+#pragma omp for schedule(static)
+        for (int64_t f = 0; f < d; f += part)
+            spread(&e, to_q, to_k, (const real *)dy->data, s, f, f + part < d ? f + part : d);
+    }
 fail:
-    ln_scratch_release(owned[0]);
-    ln_scratch_release(owned[1]);
+    entries_release(&e);
     ln_scratch_release(s);
     return status;
 }

@@ -18,16 +18,26 @@ static inline __attribute__((always_inline)) double dot(const real *x, const rea
     return sum + ((part[0] + part[1]) + (part[2] + part[3]));
 }
 
-real *REAL(unit_scales)(const ln_tensor *x) {
+void REAL(unit_share_scales)(real *scale, const ln_tensor *x) {
     int64_t n = x->shape[0], d = x->shape[1];
-    real *scale = ln_scratch_new((size_t)(n > 0 ? n : 1) * sizeof *scale, "similarity");
-    if (scale == NULL) return NULL;
-#pragma omp parallel for schedule(static) num_threads(ln_team(2 * n * d))
+#pragma omp for schedule(static)
     for (int64_t i = 0; i < n; i++) {
         const real *row = (const real *)x->data + i * d;
         double sum = dot(row, row, d);
         scale[i] = isfinite(sum) ? (real)(1 / fmax(sqrt(sum), NORM_FLOOR)) : NAN;
     }
+}
+
+real *REAL(unit_scratch)(const ln_tensor *x) {
+    int64_t n = x->shape[0];
+    return ln_scratch_new((size_t)(n > 0 ? n : 1) * sizeof(real), "similarity");
+}
+
+real *REAL(unit_scales)(const ln_tensor *x) {
+    real *scale = REAL(unit_scratch)(x);
+    if (scale == NULL) return NULL;
+#pragma omp parallel num_threads(ln_team(2 * x->numel))
+    REAL(unit_share_scales)(scale, x);
     return scale;
 }
 
