@@ -182,6 +182,10 @@ static ln_status sides_new(row_sides *s, row_job *job, const ln_tensor *q, const
         job->pass.q_scale = s->q_scale;
         job->pass.k_scale = k != NULL ? s->k_scale : s->q_scale;
     }
+    return LN_OK;
+}
+
+static ln_status pack_columns(row_sides *s, const row_job *job) {
     s->panels = pack_all(&job->pass);
     return s->panels != NULL ? LN_OK : LN_OUT_OF_MEMORY;
 }
@@ -204,6 +208,8 @@ static ln_status rank_rows(row_job *job, const ln_tensor *q, const ln_tensor *k,
     row_sides sides = {0};
     ln_status status = sides_new(&sides, job, q, k, cosine);
     if (status == LN_OK) status = use_tiles(job, k == NULL, tiles);
+    if (status == LN_OK && !REAL(kept_all)(&job->pass, &job->blocks))
+        status = pack_columns(&sides, job);
     if (status == LN_OK) status = run_rows(job, sides.panels);
     sides_release(&sides);
     return status;
@@ -326,6 +332,7 @@ ln_status REAL(similarity_pooled_tail)(ln_tensor *fit, const ln_tensor *q, const
     row_sides sides = {0};
     memset(fit->data, 0, 5 * sizeof(double));
     ln_status status = sides_new(&sides, &job, q, k, cosine);
+    if (status == LN_OK) status = pack_columns(&sides, &job);
     if (status == LN_OK)
         status = pool_points((double *)fit->data, &job, sides.panels, points, burnt);
     sides_release(&sides);
