@@ -79,10 +79,9 @@ static void *system_new(size_t bytes) {
     return p;
 }
 
-/* Frees cached blocks, small ones first, until at most `keep` bytes of them are left: the pages of
- * a large one take long to get again. */
+/* Frees cached blocks, large ones first, until at most `keep` bytes of them are left. */
 static void flush_locked(int64_t keep) {
-    for (int i = 0; i < BINS && host.cached > keep; i++)
+    for (int i = BINS - 1; i >= 0 && host.cached > keep; i--)
         while (host.bins[i] != NULL && host.cached > keep) {
             block *b = host.bins[i];
             host.bins[i] = b->next;
