@@ -8,25 +8,14 @@ local here = debug.getinfo(1, "S").source:match "^@(.*/)" or "./"
 local program = os.getenv "LUNCE_PROGRAM" or here .. "../lunce"
 local shim = (os.getenv "LUNCE_CUDA" or ""):match "^(.*/tests/)liblunce_cuda%.so$"
 local refuses = dofile(here .. "refusals.lua")("download_test.lua")
+local transfers = dofile(here .. "transfers.lua")
+local same, baseline = transfers.same, transfers.baseline
 
 if not lunce.cuda.is_available() then return end
 
 local CPU, GPU, AWAY = { device = "cpu" }, { device = "cuda" }, { non_blocking = true }
 local function on_gpu(seed) return { device = "cuda", seed = seed } end
 local function down(x) return x:to("cpu", AWAY) end
-
-local function same(a, b)
-  assert.equal(a.dtype, b.dtype)
-  assert.same(a.shape, b.shape)
-  assert.is_true(a:cpu():eq(b:cpu()):all():item())
-end
-
-local function baseline()
-  for _ = 1, 3 do collectgarbage() end
-  lunce.zeros(1, CPU):free()
-  lunce.cuda.empty_cache()
-  return lunce.memory("cpu").live_bytes, lunce.memory("cuda").live_bytes
-end
 
 describe("a download", function()
   it("of every dtype and layout arrives as it was, in pinned memory", function()
@@ -239,13 +228,7 @@ describe("a download", function()
 end)
 
 describe("a process", function()
-  local function run(environment, code)
-    local child = io.popen(("DEVICE= %s timeout 100 %s -e '%s' 2>&1; echo $?"):format(environment,
-      program, code))
-    local text, status = child:read "*a":match "^(.-)(%d+)\n$"
-    child:close()
-    return tonumber(status), text
-  end
+  local function run(...) return transfers.run(program, ...) end
 
   it("leaves with downloads under way, and gives every block back", function()
     if not shim then return pending "is counted by the shim" end

@@ -7,15 +7,10 @@ local lunce = require "lunce"
 local device = require("tests.on_device").name
 local similarity, link = lunce.similarity, lunce.link
 
-local shim = (os.getenv "LUNCE_CUDA" or ""):match "^(.*/tests/)liblunce_cuda%.so$"
+local here = debug.getinfo(1, "S").source:match "^@(.*/)" or "./"
+local with = dofile(here .. "with_tiles.lua")
 
-local function with(name, fn, ...)
-  similarity.tile_dtype(name)
-  return (function(...)
-    similarity.tile_dtype "float32"
-    return ...
-  end)(fn(...))
-end
+local shim = (os.getenv "LUNCE_CUDA" or ""):match "^(.*/tests/)liblunce_cuda%.so$"
 
 -- The relative distance of values that are finite in the same places.
 local function distance(x, exact)

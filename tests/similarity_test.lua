@@ -312,6 +312,13 @@ describe("bad input:", function()
     refused("a symbol has no \"sum\"", function() S:lse(function(s) return s:sum(2) end) end)
     refused("topk: k is 8; an integer from 0 to 7", function() S:topk(8) end)
     refused("tail: k is 7; an integer from 0 to 6", function() S:without(index):tail{ k = 7 } end)
+    for given, text in pairs{ [9] = "9", [-1] = "%-1", [1.5] = "1%.5", x = '"x"' } do
+      for _, pooled in ipairs{ true, false } do
+        refused("tail: candidates are " .. text .. "; an integer from 0 to 7", function()
+          S:tail{ candidates = given, pooled = pooled }
+        end)
+      end
+    end
     refused("unknown option pool", function() S:tail{ pool = true } end)
   end)
 end)

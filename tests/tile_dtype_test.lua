@@ -6,17 +6,12 @@ local lunce = require "lunce"
 local device = require("tests.on_device").name
 local similarity, link = lunce.similarity, lunce.link
 
+local here = debug.getinfo(1, "S").source:match "^@(.*/)" or "./"
+local with = dofile(here .. "with_tiles.lua")
+
 local CUDA = device ~= "cpu"
 local HALVES = { "float16", "bfloat16" }
 local WIDTHS = { false, 272 } -- rows as they are, and the same with zeros up to so many features
-
-local function with(name, fn, ...)
-  similarity.tile_dtype(name)
-  return (function(...)
-    similarity.tile_dtype "float32"
-    return ...
-  end)(fn(...))
-end
 
 local function widen(x, width)
   if not width then return x end

@@ -12,12 +12,8 @@ local available = lunce.cuda.is_available()
 local CPU, AWAY = { device = "cpu" }, { non_blocking = true }
 
 local refuses = dofile(here .. "refusals.lua")("upload_test.lua")
-
-local function same(a, b)
-  assert.equal(a.dtype, b.dtype)
-  assert.same(a.shape, b.shape)
-  assert.is_true(a:to("cpu"):eq(b:to("cpu")):all():item())
-end
+local transfers = dofile(here .. "transfers.lua")
+local same, baseline = transfers.same, transfers.baseline
 
 describe("to with non_blocking", function()
   it("is to, where there is nothing to copy aside", function()
@@ -70,14 +66,6 @@ if not available then return end
 
 local function pinned(n, seed)
   return lunce.randn(n, { seed = seed or 1, device = "cpu" }):pin_memory()
-end
-
--- What is on the device when everything that was asked for has been done.
-local function baseline()
-  for _ = 1, 3 do collectgarbage() end
-  lunce.zeros(1, CPU):free()
-  lunce.cuda.empty_cache()
-  return lunce.memory("cpu").live_bytes, lunce.memory("cuda").live_bytes
 end
 
 describe("an upload", function()
@@ -417,14 +405,7 @@ describe("a loader for a device", function()
 end)
 
 describe("a process", function()
-  -- Runs Lua code in a process of its own; returns its status and what it prints.
-  local function run(environment, code)
-    local child = io.popen(("DEVICE= %s timeout 100 %s -e '%s' 2>&1; echo $?"):format(environment,
-      program, code))
-    local text, status = child:read "*a":match "^(.-)(%d+)\n$"
-    child:close()
-    return tonumber(status), text
-  end
+  local function run(...) return transfers.run(program, ...) end
 
   local LOADER = [[
     local lunce = require "lunce"

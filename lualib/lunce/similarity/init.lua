@@ -302,16 +302,22 @@ local TAIL = { k = false, pooled = false, candidates = false }
 --- when there are fewer than 10; in a captured step, tensors without dimensions).
 ---@param given table|nil k: points of a row's tail, by default evt.tail_size of the fewest
 ---  candidates; pooled; candidates: the fewest of a row where they are known, which are not counted
----  then (the host must know them: a captured step takes them)
+---  then (the host must know them: a captured step takes them); pooled, each row is taken to have
+---  so many
 ---@return table|nil tail rho (N), the least shortfall, at least 1e-6; and evt.fit's fields
 function Similarity:tail(given)
   local o = options(given, TAIL, "tail")
+  local fewest = o.candidates
+  if fewest and (type(fewest) ~= "number" or fewest % 1 ~= 0 or fewest < 0 or fewest > self.M) then
+    raise("tail: candidates are %s; an integer from 0 to %d, the columns, is taken",
+      describe(fewest), self.M)
+  end
   return lunce.no_grad(lunce.scope, function()
-    if not o.candidates then
+    if not fewest then
       tensor.no_capture("tail", "give it candidates = the fewest of a row, which are not counted")
     end
-    if o.pooled then return pooled_tail(self, o.candidates) end
-    local fewest = self.N > 0 and (o.candidates or self:count():min():item()) or 0
+    if o.pooled then return pooled_tail(self, fewest) end
+    fewest = self.N > 0 and (fewest or self:count():min():item()) or 0
     local k = o.k or evt.tail_size(fewest)
     if type(k) ~= "number" or k % 1 ~= 0 or k < 0 or k > fewest then
       raise("tail: k is %s; an integer from 0 to %d, the fewest candidates of a row, is taken",

@@ -208,16 +208,18 @@ static void fuse(machine *m, const bool *early) {
     }
 }
 
-/* A sum of a product that is computed for the step's operand alone, whose operands are arrays as
- * they are. */
+/* Whether a step is an array as it is. */
+static bool is_plain(const machine *m, int step) {
+    int place = m->place[step];
+    return place == 0 || (place == PLACE_LEAF && leaf_varies(m, &m->steps[step]));
+}
+
+/* A sum of a product that is computed for the step's operand alone, whose operands are plain. */
 static bool is_own_sum(const machine *m, const bool *early, const int *readers, int step, int j) {
     int sum = m->steps[step].operand[j];
     const machine_step *s = &m->steps[sum];
     bool own = s->op == MULTIPLY_ADD && m->place[sum] == 0 && readers[sum] == 1;
-    for (int k = 0; own && k < 3; k++) {
-        int from = s->operand[k], place = m->place[from];
-        own = place == 0 || (place == PLACE_LEAF && leaf_varies(m, &m->steps[from]));
-    }
+    for (int k = 0; own && k < 3; k++) own = is_plain(m, s->operand[k]);
     return own && early[sum] == early[step];
 }
 
@@ -227,13 +229,10 @@ static void fuse_sums(machine *m, const bool *early) {
     count_readers(m, readers);
     for (int i = 0; i < m->n_steps; i++) {
         machine_step *s = &m->steps[i];
-        bool times = s->op == EXP_PRODUCT_DIFFERENCE_TIMES, plain = true;
+        bool times = s->op == EXP_PRODUCT_DIFFERENCE_TIMES;
         if (!times && s->op != EXP_PRODUCT_DIFFERENCE) continue;
-        for (int j = 0; j < 2; j++) {
-            int from = s->operand[j], place = m->place[from];
-            plain &= place == 0 || (place == PLACE_LEAF && leaf_varies(m, &m->steps[from]));
-        }
-        if (!plain || !is_own_sum(m, early, readers, i, 2)) continue;
+        if (!is_plain(m, s->operand[0]) || !is_plain(m, s->operand[1])) continue;
+        if (!is_own_sum(m, early, readers, i, 2)) continue;
         if (times && !is_own_sum(m, early, readers, i, 3)) continue;
         machine_step made = {.op = times ? EXP_PRODUCTS_TIMES : EXP_PRODUCTS};
         memcpy(made.operand, s->operand, 2 * sizeof *made.operand);

@@ -148,15 +148,6 @@ static ln_status run_rows(const row_job *job, const real *panels) {
     return ln_interrupted() ? ln_fail(LN_INTERRUPTED, "similarity: interrupted") : LN_OK;
 }
 
-static real *pack_all(const tile_pass *pass) {
-    int64_t elements, panels = REAL(pack_column_panels)(pass, &elements);
-    real *packed = ln_scratch_new((size_t)elements * sizeof(real), "similarity");
-    if (packed == NULL) return NULL;
-#pragma omp parallel for schedule(static) num_threads(ln_team(elements))
-    for (int64_t p = 0; p < panels; p++) REAL(pack_column_panel)(pass, packed, p);
-    return packed;
-}
-
 /* What every pass over the rows of q and k shares, and gives back. */
 typedef struct {
     real *q_scale, *k_scale, *panels;
@@ -185,9 +176,13 @@ static ln_status sides_new(row_sides *s, row_job *job, const ln_tensor *q, const
     return LN_OK;
 }
 
-static ln_status pack_columns(row_sides *s, const row_job *job) {
-    s->panels = pack_all(&job->pass);
-    return s->panels != NULL ? LN_OK : LN_OUT_OF_MEMORY;
+static ln_status pack_columns(row_sides *s, const tile_pass *pass) {
+    int64_t elements, panels = REAL(pack_column_panels)(pass, &elements);
+    s->panels = ln_scratch_new((size_t)elements * sizeof(real), "similarity");
+    if (s->panels == NULL) return LN_OUT_OF_MEMORY;
+#pragma omp parallel for schedule(static) num_threads(ln_team(elements))
+    for (int64_t p = 0; p < panels; p++) REAL(pack_column_panel)(pass, s->panels, p);
+    return LN_OK;
 }
 
 /* Has the job's rows read from tiles that hold all of the matrix, which are filled if need be: that
@@ -209,7 +204,7 @@ static ln_status rank_rows(row_job *job, const ln_tensor *q, const ln_tensor *k,
     ln_status status = sides_new(&sides, job, q, k, cosine);
     if (status == LN_OK) status = use_tiles(job, k == NULL, tiles);
     if (status == LN_OK && !REAL(kept_all)(&job->pass, &job->blocks))
-        status = pack_columns(&sides, job);
+        status = pack_columns(&sides, &job->pass);
     if (status == LN_OK) status = run_rows(job, sides.panels);
     sides_release(&sides);
     return status;
@@ -332,7 +327,7 @@ ln_status REAL(similarity_pooled_tail)(ln_tensor *fit, const ln_tensor *q, const
     row_sides sides = {0};
     memset(fit->data, 0, 5 * sizeof(double));
     ln_status status = sides_new(&sides, &job, q, k, cosine);
-    if (status == LN_OK) status = pack_columns(&sides, &job);
+    if (status == LN_OK) status = pack_columns(&sides, &job.pass);
     if (status == LN_OK)
         status = pool_points((double *)fit->data, &job, sides.panels, points, burnt);
     sides_release(&sides);

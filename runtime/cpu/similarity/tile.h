@@ -1,5 +1,5 @@
 /* The passes of the similarity engine over one pair of row blocks, compiled once for each element
- * type and instruction set. Internal to cpu/: tile.c runs a pair, similarity.c schedules pairs.
+ * type and instruction set. Internal to cpu/: tile.c runs a pair, schedule.c all of them.
  *
  * A pass computes tiles of the similarity matrix and hands each to its jobs, one a reduction.
  * Invariant: a pair writes only the accumulators and gradients of its own rows and columns, so
