@@ -2,8 +2,8 @@
  * Those of the CPU come from a cache of released blocks, as does the scratch memory of kernels;
  * CUDA's driver has a cache of its own. Ignorant of Lua. Invariants: a device's live_bytes is the
  * sum of the blocks of its storages and graphs and never exceeds hard_bytes; on the CPU use +
- * cached never exceeds the most that use has been, so that caching never raises the footprint above
- * what the program itself has needed. */
+ * cached never exceeds the most that use has been, or a few MB that are not worth giving back, so
+ * that caching never raises the footprint above what the program itself has needed. */
 #include "backend.h"
 
 #include <pthread.h>
@@ -26,14 +26,14 @@ typedef struct block {
     struct block *next;
 } block;
 
-enum { SOFT_BYTES = 256 << 20 };
+enum { SOFT_BYTES = 256 << 20, LEAST_FOOTPRINT = 32 << 20 /* not worth giving back */ };
 
 static struct {
     pthread_mutex_t lock;
     block *bins[BINS];
     int64_t cached;
-    int64_t use, use_peak; /* live bytes and the scratch that kernels hold, and their maximum */
-} host = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    int64_t use, most; /* live bytes and kernels' scratch; what that has been, or more */
+} host = {.lock = PTHREAD_MUTEX_INITIALIZER, .most = LEAST_FOOTPRINT};
 
 /* Of each device, under host.lock too. */
 static struct {
@@ -104,7 +104,7 @@ static void *block_new(size_t bytes, size_t *block_bytes) {
         host.bins[bin] = host.bins[bin]->next;
         host.cached -= size;
     } else {
-        int64_t room = host.use_peak - host.use - size;
+        int64_t room = host.most - host.use - size;
         flush_locked(room > 0 ? room : 0);
         p = system_new(*block_bytes);
         if (p == NULL) {
@@ -114,7 +114,7 @@ static void *block_new(size_t bytes, size_t *block_bytes) {
         if (p == NULL) return NULL;
     }
     host.use += size;
-    if (host.use > host.use_peak) host.use_peak = host.use;
+    if (host.use > host.most) host.most = host.use;
     return p;
 }
 
@@ -122,7 +122,7 @@ static void block_release(void *p, size_t block_bytes) {
     size_t same;
     int bin = bin_of(block_bytes, &same);
     host.use -= (int64_t)block_bytes;
-    if (host.use + host.cached + (int64_t)block_bytes > host.use_peak) {
+    if (host.use + host.cached + (int64_t)block_bytes > host.most) {
         free(p);
         return;
     }
@@ -324,7 +324,7 @@ void ln_memory_reset_peak(int device) {
     count->peak_bytes = count->live_bytes;
     if (device == LN_CPU) {
         flush_locked(0);
-        host.use_peak = host.use;
+        host.most = host.use > LEAST_FOOTPRINT ? host.use : LEAST_FOOTPRINT;
     }
     pthread_mutex_unlock(&host.lock);
 }

@@ -84,32 +84,49 @@ static void pack_columns(real *columns, const real *rows, int64_t height, int64_
 
 /* ---- Whole sides ---- */
 
+/* Sides that take more are not packed whole. */
+#define SIDES_BYTES ((int64_t)16 << 20)
+
+static int64_t side_elements(const tile_pass *pass, int64_t rows) {
+    return padded_height(rows) * padded_depth(pass);
+}
+
+/* Room for one layout, a block of its own: of its size there are others, which can be it later. */
+static bool layout_new(real **layout, bool wanted, int64_t elements) {
+    if (wanted) *layout = ln_scratch_new((size_t)elements * sizeof(real), "similarity");
+    return !wanted || *layout != NULL;
+}
+
 /* Products of similarities read rows and columns, those of gradients panels. */
-int64_t REAL(pack_elements)(const tile_pass *pass, bool square) {
-    int64_t rows = padded_height(pass->n) + (square ? 0 : padded_height(pass->m));
+static bool side_new(tile_side *side, const tile_pass *pass, int64_t rows) {
+    int64_t elements = side_elements(pass, rows);
+    side->height = padded_height(rows);
+    return layout_new(&side->rows, !pass->kept_all, elements) &&
+           layout_new(&side->columns, !pass->kept_all, elements) &&
+           layout_new(&side->panels, pass->backward, elements);
+}
+
+static void side_release(tile_side *side) {
+    ln_scratch_release(side->rows);
+    ln_scratch_release(side->columns);
+    ln_scratch_release(side->panels);
+}
+
+ln_status REAL(pack_sides)(tile_pass *pass, bool square) {
+    int64_t elements = side_elements(pass, pass->n) + (square ? 0 : side_elements(pass, pass->m));
     int64_t layouts = (pass->kept_all ? 0 : 2) + (pass->backward ? 1 : 0);
-    return layouts * rows * padded_depth(pass);
-}
-
-static real *take(real **next, bool wanted, int64_t n) {
-    real *p = *next;
-    if (!wanted) return NULL;
-    *next += n;
-    return p;
-}
-
-void REAL(pack_sides)(tile_pass *pass, bool square, real *memory) {
-    tile_side *sides[] = {&pass->q_side, &pass->k_side};
-    for (int i = 0; i < (square ? 1 : 2); i++) {
-        int64_t height = padded_height(i == 0 ? pass->n : pass->m);
-        int64_t elements = height * padded_depth(pass);
-        sides[i]->height = height;
-        sides[i]->rows = take(&memory, !pass->kept_all, elements);
-        sides[i]->columns = take(&memory, !pass->kept_all, elements);
-        sides[i]->panels = take(&memory, pass->backward, elements);
-    }
+    pass->q_side = pass->k_side = (tile_side){0};
+    pass->packed = layouts * elements * (int64_t)sizeof(real) <= SIDES_BYTES;
+    if (!pass->packed) return LN_OK;
+    if (!side_new(&pass->q_side, pass, pass->n)) return LN_OUT_OF_MEMORY;
+    if (!square && !side_new(&pass->k_side, pass, pass->m)) return LN_OUT_OF_MEMORY;
     if (square) pass->k_side = pass->q_side;
-    pass->packed = true;
+    return LN_OK;
+}
+
+void REAL(pack_release)(tile_pass *pass, bool square) {
+    side_release(&pass->q_side);
+    if (!square) side_release(&pass->k_side);
 }
 
 enum { PART_ROWS = TILE_ROWS }; /* whole panels */
@@ -155,15 +172,21 @@ static row_block block_of(const tile_pass *pass, const tile_side *side, int64_t 
                        side->panels != NULL ? side->panels + first * MICRO_COLUMNS : NULL};
 }
 
+static real *take(real **next, int64_t n) {
+    real *p = *next;
+    *next += n;
+    return p;
+}
+
 static row_block own_block(const tile_pass *pass, real **next, bool of_q, int64_t first,
                            int64_t end) {
     int64_t height = padded_height(end - first), elements = height * padded_depth(pass);
     row_block b = {first,
                    end - first,
                    height,
-                   take(next, true, elements),
-                   take(next, true, elements),
-                   take(next, true, elements)};
+                   take(next, elements),
+                   take(next, elements),
+                   take(next, elements)};
     source s = source_of(pass, of_q, first, end, height);
     const real *wanted = of_q ? pass->dk : pass->dq;
     rows_of(b.rows, &s);

@@ -4,10 +4,11 @@
 #include "mask.h"
 #include "tile.h"
 
-/* Elements that both sides (one where q is k) take in the layouts that the pass reads; setting them
- * up in so much memory; the parts in which they are packed. */
-int64_t REAL(pack_elements)(const tile_pass *pass, bool square);
-void REAL(pack_sides)(tile_pass *pass, bool square, real *memory);
+/* Room for both sides (one where q is k) in the layouts that the pass reads; none where they would
+ * take much: then each pair packs its rows. Released in any case. */
+ln_status REAL(pack_sides)(tile_pass *pass, bool square);
+void REAL(pack_release)(tile_pass *pass, bool square);
+/* The parts in which the sides are packed. */
 int64_t REAL(pack_parts)(const tile_pass *pass, bool square);
 void REAL(pack_part)(const tile_pass *pass, int64_t part);
 

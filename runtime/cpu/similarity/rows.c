@@ -128,7 +128,8 @@ static void run_block(const row_job *job, const real *panels, char *own, row_byt
 
 static ln_status run_rows(const row_job *job, const real *panels) {
     const tile_pass *pass = &job->pass;
-    int64_t stride, elements, rows = REAL(tile_row_block)(pass, &stride, &elements);
+    int64_t most = job->chosen != NULL ? 1 : pass->n; /* those chosen are looked at one by one */
+    int64_t stride, elements, rows = REAL(tile_row_block)(pass, most, &stride, &elements);
     int64_t blocks = job->chosen != NULL ? job->n_chosen : (pass->n + rows - 1) / rows;
     row_bytes bytes = bytes_needed(job, elements);
     int team = ln_team(pass->n * pass->m);

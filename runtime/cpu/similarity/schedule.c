@@ -162,9 +162,6 @@ static ln_status run(const tile_pass *pass, bool square) {
     return ln_interrupted() ? ln_fail(LN_INTERRUPTED, "similarity: interrupted") : LN_OK;
 }
 
-/* Sides that take no more are packed once; of larger ones each pair packs its rows. */
-#define SIDES_BYTES ((int64_t)16 << 20)
-
 ln_status REAL(schedule_run)(const tile_pass *given, bool square, ln_tiles *tiles) {
     tile_pass pass = *given;
     if (pass.n == 0 || pass.m == 0) return LN_OK;
@@ -172,16 +169,10 @@ ln_status REAL(schedule_run)(const tile_pass *given, bool square, ln_tiles *tile
     REAL(kept_use)(&pass, tiles);
     kept_blocks blocks = REAL(kept_blocks_of)(&pass, square);
     pass.kept_all = REAL(kept_all)(&pass, &blocks);
-    int64_t bytes = REAL(pack_elements)(&pass, square) * (int64_t)sizeof(real);
-    real *memory = NULL;
-    if (bytes <= SIDES_BYTES) {
-        memory = ln_scratch_new((size_t)bytes + 1, "similarity");
-        if (memory == NULL) return LN_OUT_OF_MEMORY;
-        REAL(pack_sides)(&pass, square, memory);
-    }
-    ln_status status = run(&pass, square);
+    ln_status status = REAL(pack_sides)(&pass, square);
+    if (status == LN_OK) status = run(&pass, square);
     if (tiles != NULL && status == LN_OK)
         tiles->holds = pass.keep_weights ? LN_TILES_WEIGHTS : LN_TILES_SIMILARITIES;
-    ln_scratch_release(memory);
+    REAL(pack_release)(&pass, square);
     return status;
 }

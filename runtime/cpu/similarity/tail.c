@@ -127,7 +127,7 @@ static real threshold_of(const sample *s, real *x, int64_t row, int64_t m, int64
 
 static ln_status sample_rows(tile_keep *keep, const sample *s, int64_t m, const ln_reduction *r) {
     int64_t n = s->pass.n, stride, elements,
-            rows = REAL(tile_row_block)(&s->pass, &stride, &elements);
+            rows = REAL(tile_row_block)(&s->pass, n, &stride, &elements);
     size_t tile = ((size_t)elements * sizeof(real) + 63) / 64 * 64;
     size_t bytes = tile + REAL(rank_scratch_bytes)(SAMPLE);
     int team = ln_team(n * SAMPLE);

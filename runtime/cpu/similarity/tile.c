@@ -425,11 +425,13 @@ void REAL(tile_pair)(const tile_pass *pass, void *scratch, real *kept, tile_mode
 
 /* ---- Whole rows ---- */
 
-int64_t REAL(tile_row_block)(const tile_pass *pass, int64_t *stride, int64_t *elements) {
+int64_t REAL(tile_row_block)(const tile_pass *pass, int64_t most, int64_t *stride,
+                             int64_t *elements) {
     int64_t padded = round_up(pass->d, MICRO_COLUMNS);
     *stride = round_up(pass->m, MICRO_COLUMNS);
     int64_t rows = (4 << 20) / (*stride * (int64_t)sizeof(real)) / MICRO_ROWS * MICRO_ROWS;
-    rows = rows < MICRO_ROWS ? MICRO_ROWS : rows > TILE_ROWS ? TILE_ROWS : rows;
+    most = most < TILE_ROWS ? round_up(most, MICRO_ROWS) : TILE_ROWS;
+    rows = rows < MICRO_ROWS ? MICRO_ROWS : rows > most ? most : rows;
     *elements = rows * (padded + *stride);
     return rows;
 }

@@ -75,8 +75,10 @@ void REAL(tile_pair)(const tile_pass *pass, void *scratch, real *kept, tile_mode
 
 /* ---- Whole rows, for order statistics ---- */
 
-/* How many rows one thread computes at a time, how far apart, and the elements of its scratch. */
-int64_t REAL(tile_row_block)(const tile_pass *pass, int64_t *stride, int64_t *elements);
+/* How many rows one thread, which is given `most`, computes at a time, how far apart, and the
+ * elements of its scratch. */
+int64_t REAL(tile_row_block)(const tile_pass *pass, int64_t most, int64_t *stride,
+                             int64_t *elements);
 /* The similarities of rows row0..row1 with all columns, -inf where masked, in scratch. */
 real *REAL(tile_rows)(const tile_pass *pass, const real *panels, real *scratch,
                       const ln_mask *masks, int n_masks, int64_t row0, int64_t row1);
