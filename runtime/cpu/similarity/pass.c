@@ -26,9 +26,13 @@ static void *arena_adopt(arena *a, void *p) {
     return p;
 }
 
+static void *arena_room(arena *a, size_t bytes) {
+    return arena_adopt(a, ln_scratch_new(bytes > 0 ? bytes : 1, "similarity"));
+}
+
 /* Zeros. */
 static void *arena_new(arena *a, size_t bytes) {
-    void *p = arena_adopt(a, ln_scratch_new(bytes > 0 ? bytes : 1, "similarity"));
+    void *p = arena_room(a, bytes);
     if (p != NULL) memset(p, 0, bytes);
     return p;
 }
@@ -290,6 +294,8 @@ static int64_t anchors(const tile_pass *pass, const ln_reduction *r) {
 static ln_status job_new(tile_job *job, arena *a, const tile_pass *pass, const ln_reduction *r,
                          const ln_tensor *shift) {
     size_t n = (size_t)anchors(pass, r);
+    memset(job, 0, offsetof(tile_job, straight)); /* machines are large */
+    job->straight.n_registers = job->flipped.n_registers = job->both.n_registers = 0;
     job->reduction = r;
     job->fixed_shift = shift != NULL;
     bool steady = r->kind == LN_REDUCE_SUM || shift != NULL;
@@ -385,7 +391,7 @@ static ln_status pass_new(tile_pass *pass, bool backward, arena *a, const ln_ten
         if (pass->q_scale == NULL || pass->k_scale == NULL) return LN_OUT_OF_MEMORY;
         pass->finite = are_finite(pass->q_scale, pass->n) && are_finite(pass->k_scale, pass->m);
     }
-    pass->jobs = arena_new(a, (size_t)n * sizeof *pass->jobs);
+    pass->jobs = arena_room(a, (size_t)n * sizeof *pass->jobs);
     if (pass->jobs == NULL) return LN_OUT_OF_MEMORY;
     for (int i = 0; i < n; i++) {
         ln_status status = job_new(&pass->jobs[i], a, pass, &reductions[i], shift[i]);
@@ -409,7 +415,7 @@ static void store_sums(ln_tensor *out, const tile_job *job) {
 static bool needs_weights_alone(const tile_job *job) {
     const ln_reduction *r = job->reduction;
     if (r->kind != LN_REDUCE_LSE || !job->one_link || !job->even) return false;
-    machine m = {0};
+    machine m;
     bool depends[MACHINE_STEPS];
     copy_link(&m, job, false);
     find_dependent(&m, depends);
