@@ -17,8 +17,8 @@ local function median(values)
   return values[math.ceil(#values / 2)]
 end
 
--- Steps of a measure, of either side: small ones are over before a program that has paused is at its
--- speed, and a few of them are a moment of a noisy machine.
+-- Steps of a measure, of either side: small ones are over before a program that has paused is at
+-- its speed, and a few of them are a moment of a noisy machine.
 local function steps_of(R) return R > 4096 and 3 or R > 1024 and 25 or 200 end
 
 -- As an optimiser's zero_grad does, and PyTorch's side.

@@ -11,8 +11,6 @@
 #include <immintrin.h>
 #endif
 
-enum { APPEND_SPARE = 8 }; /* elements behind the last appended that may be written */
-
 /* A NaN passes. Returns how many did. */
 static inline int64_t append_each(real *list, const real *x, real threshold, int64_t n) {
     int64_t have = 0;

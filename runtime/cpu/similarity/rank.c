@@ -1,8 +1,9 @@
-/* Selecting and sorting the largest entries of a row. With their columns: entries at or above a
- * threshold are kept and sorted by radix; the threshold is the last row's, where it keeps enough
- * and not too many, else it comes from a histogram. Without: they are spread over bins by value,
- * and sorted within. Invariant: whatever the threshold and the values are, the result is exact. */
+/* Selecting and sorting the largest entries of a row: those at or above a threshold are kept, which
+ * is the last row's, where it keeps enough and not too many, else it comes from a histogram. With
+ * their columns they are sorted by radix; without, spread over bins by value and sorted within.
+ * Invariant: whatever the threshold and the values are, the result is exact. */
 #include "rank.h"
+#include "keep.h"
 
 #include <math.h>
 #include <string.h>
@@ -12,7 +13,7 @@
 
 /* The columns of the entries that are not below the threshold: a NaN is kept, and a NaN threshold
  * keeps all. Without a branch, because which entries pass cannot be foreseen. */
-static int64_t keep(int32_t *columns, const real *x, int64_t m, real threshold) {
+static int64_t keep_columns(int32_t *columns, const real *x, int64_t m, real threshold) {
     int64_t n = 0;
     for (int64_t t = 0; t < m; t++) {
         columns[n] = (int32_t)t;
@@ -65,22 +66,30 @@ candidate *REAL(rank_sort)(candidate *a, candidate *b, int64_t n) {
     return a;
 }
 
+/* Whether what a threshold kept will do: all of the k largest, and not many more. */
+static bool is_near(int64_t n, int64_t k) {
+    return n >= k && n <= 2 * k + 64;
+}
+
+/* A little below the last of the largest, so that the next row is likely to keep enough. */
+static real below(real first, real last) {
+    real margin = (first - last) / 16;
+    return margin >= 0 && margin < INFINITY ? last - margin : -INFINITY;
+}
+
 const candidate *REAL(rank_largest)(rank_state *state, const real *x, int64_t m, int64_t k) {
     int64_t n = 0;
-    if (state->threshold == state->threshold) n = keep(state->columns, x, m, state->threshold);
-    if (n < k || n > 2 * k + 64) {
+    if (state->threshold == state->threshold)
+        n = keep_columns(state->columns, x, m, state->threshold);
+    if (!is_near(n, k)) {
         state->threshold = histogram_threshold(x, m, k);
-        n = keep(state->columns, x, m, state->threshold);
-        if (n < k) n = keep(state->columns, x, m, -INFINITY);
+        n = keep_columns(state->columns, x, m, state->threshold);
+        if (n < k) n = keep_columns(state->columns, x, m, -INFINITY);
     }
     for (int64_t i = 0; i < n; i++)
         state->kept[i] = (candidate){rank_key(x[state->columns[i]]), state->columns[i]};
     const candidate *sorted = REAL(rank_sort)(state->kept, state->spare, n);
-    if (k > 0) { /* a little below the k-th value, so that the next row is likely to keep enough */
-        real first = rank_value(sorted[0].key), last = rank_value(sorted[k - 1].key);
-        real margin = (first - last) / 16;
-        state->threshold = margin >= 0 && margin < INFINITY ? last - margin : -INFINITY;
-    }
+    if (k > 0) state->threshold = below(rank_value(sorted[0].key), rank_value(sorted[k - 1].key));
     return sorted;
 }
 
@@ -264,4 +273,16 @@ void REAL(rank_values)(real *sorted, const real *x, int64_t n, int64_t k, void *
     int32_t end = s->starts[last];
     for (int64_t i = 0; i < n; i++) sorted[s->starts[s->bins[i]]++] = x[i];
     for (int32_t i = 0; i < crowd; i++) exchange(sorted + i % 2, end - i % 2);
+}
+
+real *REAL(rank_largest_values)(value_state *state, const real *x, int64_t m, int64_t k) {
+    int64_t n = 0;
+    if (state->threshold == state->threshold) n = append(state->kept, x, state->threshold, m);
+    if (!is_near(n, k)) {
+        n = append(state->kept, x, histogram_threshold(x, m, k), m);
+        if (n < k) n = append(state->kept, x, -INFINITY, m);
+    }
+    REAL(rank_values)(state->sorted, state->kept, n, k, state->scratch);
+    if (k > 0) state->threshold = below(state->sorted[0], state->sorted[k - 1]);
+    return state->sorted;
 }

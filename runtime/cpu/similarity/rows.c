@@ -70,12 +70,7 @@ static void pool_row(key_pool *pool, candidate *own, const real *x, int64_t m) {
 
 /* ---- Rows ---- */
 
-static void store_row(const row_job *job, int64_t row, const candidate *sorted, real *x) {
-    if (job->lines != NULL) {
-        for (int64_t r = 0; r < job->k; r++) x[r] = rank_value(sorted[r].key);
-        REAL(tail_fit)((double *)job->fits->data + row * 5, job->lines, x);
-        return;
-    }
+static void store_row(const row_job *job, int64_t row, const candidate *sorted) {
     real *values = (real *)job->values->data + row * job->k;
     int64_t *columns = (int64_t *)job->columns->data + row * job->k;
     for (int64_t r = 0; r < job->k; r++) {
@@ -84,17 +79,25 @@ static void store_row(const row_job *job, int64_t row, const candidate *sorted, 
     }
 }
 
-/* What one thread needs, in one piece of scratch. */
+static void fit_row(const row_job *job, int64_t row, real *sorted) {
+    REAL(tail_fit)((double *)job->fits->data + row * 5, job->lines, sorted);
+}
+
+/* What one thread needs, in one piece of scratch: a tile, then two arrays of a row's candidates and
+ * their columns or, for tails, of its values and what sorting them takes. */
 typedef struct {
-    size_t tile, rank, points, total;
+    size_t tile, rank, total;
 } row_bytes;
 
 static row_bytes bytes_needed(const row_job *job, int64_t tile_elements) {
     row_bytes b;
+    size_t m = (size_t)job->pass.m;
+    bool tails = job->lines != NULL;
     b.tile = ((size_t)tile_elements * sizeof(real) + 63) / 64 * 64;
-    b.rank = (size_t)(job->pass.m + 1) * sizeof(candidate);
-    b.points = ((size_t)job->k * sizeof(real) + 63) / 64 * 64;
-    b.total = b.tile + 2 * b.rank + b.points + (size_t)(job->pass.m + 1) * sizeof(int32_t);
+    b.rank =
+        tails ? ((m + APPEND_SPARE) * sizeof(real) + 63) / 64 * 64 : (m + 1) * sizeof(candidate);
+    b.total = b.tile + 2 * b.rank;
+    b.total += tails ? REAL(rank_scratch_bytes)(job->pass.m) : (m + 1) * sizeof(int32_t);
     b.total = (b.total + 4095) / 4096 * 4096;
     return b;
 }
@@ -114,15 +117,16 @@ static const real *whole_rows(const row_job *job, const real *panels, real *scra
 
 static void run_block(const row_job *job, const real *panels, char *own, row_bytes bytes,
                       int64_t row0, int64_t row1, int64_t stride) {
-    char *ranks = own + bytes.tile, *points = ranks + 2 * bytes.rank;
-    rank_state state = {(candidate *)ranks, (candidate *)(ranks + bytes.rank),
-                        (int32_t *)(points + bytes.points), NAN};
+    char *first = own + bytes.tile, *second = first + bytes.rank, *rest = second + bytes.rank;
+    rank_state state = {(candidate *)first, (candidate *)second, (int32_t *)rest, NAN};
+    value_state values = {(real *)first, (real *)second, rest, NAN};
     const real *s = whole_rows(job, panels, (real *)own, row0, row1, stride);
     for (int64_t row = row0; row < row1; row++) {
         const real *x = s + (row - row0) * stride;
-        if (job->pool != NULL) pool_row(job->pool, state.kept, x, job->pass.m);
-        else
-            store_row(job, row, REAL(rank_largest)(&state, x, job->pass.m, job->k), (real *)points);
+        int64_t m = job->pass.m, k = job->k;
+        if (job->pool != NULL) pool_row(job->pool, state.kept, x, m);
+        else if (job->lines == NULL) store_row(job, row, REAL(rank_largest)(&state, x, m, k));
+        else fit_row(job, row, REAL(rank_largest_values)(&values, x, m, k));
     }
 }
 

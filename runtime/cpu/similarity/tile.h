@@ -22,13 +22,13 @@ typedef struct {
     tile_keep *keep;  /* NULL, or what the job does instead of reducing; it reads the masks only */
     bool fixed_shift; /* LSE: shift holds a bound; else the running maximum */
     bool inside[LN_LINK_STEPS],
-        inside_weight;         /* machine.inside of the link and of exp(f - shift) */
+        inside_weight;       /* machine.inside of the link and of exp(f - shift) */
     bool one_link;           /* both halves of a symmetric tile take the same values */
     bool both_at_once, even; /* even: the masks admit (i,j) where they admit (j,i) */
     real *shift;             /* (anchors) */
     double *sum;             /* (anchors) */
     double *dparameters[LN_LINK_PARAMETERS]; /* (N), or (M) for column parameters; NULL unwanted */
-    machine straight, flipped; /* anchors are the rows, the columns */
+    machine straight, flipped;               /* anchors are the rows, the columns */
     machine both; /* both_at_once: serves the two where nothing is masked, or masks are even */
 } tile_job;
 
