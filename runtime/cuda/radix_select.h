@@ -181,13 +181,11 @@ static inline __device__ void put(entry *to, uint64_t key, uint32_t place) {
     *to = {key, place};
 }
 
-/* Puts what is within the bound on a list. *count: shared. */
+/* Puts what is within the bound on a list, behind what is there: *count entries. */
 template <typename Entry, typename Key, typename Line>
 static __device__ void collect(Entry *list, unsigned *count, const bound<Key> &b, const Line &line,
                                uint32_t n) {
     unsigned lane = threadIdx.x % WARP, lower = (1u << lane) - 1;
-    if (threadIdx.x == 0) *count = 0;
-    __syncthreads(); /* it is 0 */
     for (uint32_t first = 0; first < n; first += BATCH * THREADS) {
         Key keys[BATCH];
         unsigned votes[BATCH], start = 0;
@@ -220,6 +218,10 @@ static inline __device__ void fill(uint64_t *a) {
 
 static inline __device__ void fill(entry *a) {
     *a = {UINT64_MAX, INT64_MAX};
+}
+
+template <typename Key> static __device__ bool comes_later(Key a, Key b) {
+    return a > b;
 }
 
 /* The first n of a list that has room up to a power of two, by a bitonic network. */

@@ -120,6 +120,8 @@ static __global__ void select_kernel(selection s, entry *entries, int64_t first,
     unsigned *bins = (unsigned *)shared_memory(), n = (unsigned)s.extent;
     for (int64_t line = blockIdx.x; line < lines; line += gridDim.x) {
         int64_t offset[1];
+        if (threadIdx.x == 0) count = 0;
+        __syncthreads(); /* it is 0 */
         walk_offsets<1>(s.lines, first + line, offset);
         tensor_line<T> x = {s, offset[X]};
         entry *own = entries + line * s.length, *list = capacity > 0 ? (entry *)(bins + BINS) : own;
