@@ -33,19 +33,26 @@ static inline __device__ unsigned bin_of(unsigned digit) {
     return digit + digit / DIGITS_EACH;
 }
 
-/* The sum of v over the threads before this one. */
-static inline __device__ unsigned sum_before(unsigned v) {
-    __shared__ unsigned parts[THREADS / WARP];
-    unsigned sum = v, before = 0, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+/* The sum of v over the warp's lanes before this one; *all: over all of them. */
+static inline __device__ unsigned sum_before_in_warp(unsigned v, unsigned *all) {
+    unsigned sum = v;
     for (unsigned distance = 1; distance < WARP; distance *= 2) {
         unsigned other = __shfl_up_sync(0xffffffffu, sum, distance);
-        if (lane >= distance) sum += other;
+        if (threadIdx.x % WARP >= distance) sum += other;
     }
+    *all = __shfl_sync(0xffffffffu, sum, WARP - 1);
+    return sum - v;
+}
+
+/* The same over the block's threads. */
+static inline __device__ unsigned sum_before(unsigned v) {
+    __shared__ unsigned parts[THREADS / WARP];
+    unsigned all, before = sum_before_in_warp(v, &all);
     __syncthreads(); /* the parts of the call before are read */
-    if (lane == WARP - 1) parts[warp] = sum;
+    if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = all;
     __syncthreads(); /* all parts are there */
-    for (unsigned w = 0; w < warp; w++) before += parts[w];
-    return before + sum - v;
+    for (unsigned w = 0; w < threadIdx.x / WARP; w++) before += parts[w];
+    return before;
 }
 
 static inline __device__ void clear_bins(unsigned *bins) {
@@ -135,18 +142,26 @@ static __device__ void load_batch(Key *keys, const Line &line, uint32_t first, u
     }
 }
 
-template <typename Key, typename Line>
-static __device__ void count_digits(unsigned *bins, const bound<Key> &b, const Line &line,
-                                    uint32_t n) {
+/* The digits of the entries on the bound; of ALL, where that is a bound to nothing. */
+template <bool ALL, typename Key, typename Line>
+static __device__ void count_digits_of(unsigned *bins, const bound<Key> &b, const Line &line,
+                                       uint32_t n) {
     for (uint32_t first = 0; first < n; first += BATCH * THREADS) {
         Key keys[BATCH];
         load_batch(keys, line, first, n);
         for (uint32_t u = 0; u < BATCH; u++) {
             uint32_t place = first + u * THREADS + threadIdx.x;
-            if (place < n && is_on(b, keys[u], place))
+            if (place < n && (ALL || is_on(b, keys[u], place)))
                 atomicAdd(&bins[bin_of(digit_of(b, keys[u], place))], 1u);
         }
     }
+}
+
+template <typename Key, typename Line>
+static __device__ void count_digits(unsigned *bins, const bound<Key> &b, const Line &line,
+                                    uint32_t n) {
+    if (b.key_mask == 0) count_digits_of<true>(bins, bound_of<Key>(0, 0), line, n);
+    else count_digits_of<false>(bins, b, line, n);
 }
 
 /* The bound of a line of n entries within which there are at least k and at most `capacity`. */
@@ -181,27 +196,26 @@ static inline __device__ void put(entry *to, uint64_t key, uint32_t place) {
     *to = {key, place};
 }
 
-/* Puts what is within the bound on a list, behind what is there: *count entries. */
+/* Puts what is within the bound on a list, behind what is there: *count entries. A thread's go side
+ * by side, which takes fewer instructions than order would. */
 template <typename Entry, typename Key, typename Line>
 static __device__ void collect(Entry *list, unsigned *count, const bound<Key> &b, const Line &line,
                                uint32_t n) {
-    unsigned lane = threadIdx.x % WARP, lower = (1u << lane) - 1;
     for (uint32_t first = 0; first < n; first += BATCH * THREADS) {
         Key keys[BATCH];
-        unsigned votes[BATCH], start = 0;
+        unsigned taken = 0, own = 0, all;
         load_batch(keys, line, first, n);
         for (uint32_t u = 0; u < BATCH; u++) {
             uint32_t place = first + u * THREADS + threadIdx.x;
-            votes[u] = __ballot_sync(0xffffffffu, place < n && is_within(b, keys[u], place));
-            start += (unsigned)__popc(votes[u]);
+            bool takes = place < n && is_within(b, keys[u], place);
+            taken |= (unsigned)takes << u;
+            own += takes;
         }
-        if (lane == 0) start = atomicAdd(count, start);
-        start = __shfl_sync(0xffffffffu, start, 0);
-        for (uint32_t u = 0; u < BATCH; u++) {
-            uint32_t place = first + u * THREADS + threadIdx.x;
-            if (votes[u] >> lane & 1) put(&list[start + __popc(votes[u] & lower)], keys[u], place);
-            start += (unsigned)__popc(votes[u]);
-        }
+        unsigned start = sum_before_in_warp(own, &all);
+        unsigned before = threadIdx.x % WARP == 0 ? atomicAdd(count, all) : 0;
+        start += __shfl_sync(0xffffffffu, before, 0);
+        for (uint32_t u = 0; u < BATCH; u++)
+            if (taken >> u & 1) put(&list[start++], keys[u], first + u * THREADS + threadIdx.x);
     }
     __syncthreads(); /* the list is whole */
 }

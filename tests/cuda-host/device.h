@@ -69,10 +69,6 @@ template <typename T> T __shfl_up_sync(unsigned mask, T value, int distance) {
 
 unsigned __ballot_sync(unsigned mask, int vote);
 
-static inline int __popc(unsigned x) {
-    return __builtin_popcount(x);
-}
-
 /* One fibre runs at a time, so nothing comes between. */
 template <typename T> T atomicAdd(T *p, T value) {
     T old = *p;
