@@ -134,12 +134,15 @@ static __device__ void narrow_by(bound<Key> *shared, const unsigned *bins, uint3
 /* So many keys of a thread are asked for at once. */
 enum { BATCH = 8 };
 
+/* Past the end it is the last key again, so that no load waits for a branch. */
 template <typename Key, typename Line>
 static __device__ void load_batch(Key *keys, const Line &line, uint32_t first, uint32_t n) {
-    for (uint32_t u = 0; u < BATCH; u++) {
-        uint32_t place = first + u * THREADS + threadIdx.x;
-        keys[u] = place < n ? line.key(place) : 0;
-    }
+    uint32_t place = first + threadIdx.x;
+    if (first + BATCH * THREADS <= n)
+        for (uint32_t u = 0; u < BATCH; u++) keys[u] = line.key(place + u * THREADS);
+    else
+        for (uint32_t u = 0; u < BATCH; u++)
+            keys[u] = line.key(place + u * THREADS < n ? place + u * THREADS : n - 1);
 }
 
 /* The digits of the entries on the bound; of ALL, where that is a bound to nothing. */

@@ -1,15 +1,17 @@
-/* Order statistics of the similarity matrix: the largest entries of whole rows, a strip that stays
- * in the device's cache at a time, and the fits to their tails; or those of all rows together, for
- * which the matrix is gone through once for each digit of the least of them. Invariant: the result
- * does not depend on the strips. */
+/* Order statistics of the similarity matrix: the largest entries of whole rows, a strip of them at
+ * a time, and the fits to their tails; or those of all rows together, for which the matrix is gone
+ * through once for each digit of the least of them. Invariant: the result does not depend on the
+ * strips. */
 #include "radix_select.h"
 #include "tile.h"
 
 static const char *const WHAT = "similarity";
-/* A strip is written once and read a few times: it should stay in a cache of 50 MB. Of all rows
- * together, which are read more often if they are made more often, it is as large as scratch. */
-static const int64_t STRIP_BYTES = SCRATCH / 8;
-enum { TILE_ROWS = 128 };
+
+/* A strip is as small as gives every block that a large device holds a row of 32,768 entries: much
+ * of it is still in the device's cache when it is read. */
+static const int64_t STRIP_BYTES = SCRATCH / 4;
+enum { TILE_ROWS = 128 }; /* of a product's tiles */
+
 static const double LEAST_SHORTFALL = 1e-6, LEAST_SUM = 1e-12; /* a smaller sum is rounding */
 
 /* ---- Strips ---- */
@@ -31,9 +33,9 @@ static ln_status strips_new(strips *t, const ln_tensor *q, const ln_tensor *k, b
     t->columns = (k != NULL ? k : q)->shape[0];
     t->dtype = q->dtype;
     int64_t size = (int64_t)ln_dtype_size(q->dtype);
-    int64_t rows = bytes / (t->columns * size + 1),
-            columns = SCRATCH / 4 / (q->shape[1] * size + 1);
-    if (rows > TILE_ROWS) rows -= rows % TILE_ROWS;
+    int64_t rows = t->columns > 0 ? bytes / (t->columns * size) : 1;
+    int64_t columns = SCRATCH / 4 / (q->shape[1] * size + 1);
+    if (rows > TILE_ROWS && rows < t->n) rows -= rows % TILE_ROWS;
     ln_status status = side_new(&t->q, q, cosine, rows < 1 ? 1 : rows);
     if (status != LN_OK) return status;
     return side_new(&t->k, k != NULL ? k : q, cosine, columns < 32 ? 32 : columns);
