@@ -303,7 +303,10 @@ describe("the engine", function()
             same(a, b, tolerance, what .. ", masks")
           end
         end
-        for _, points in ipairs(kind ~= "broken" and { 10, 3000, 4400 } or {}) do
+        -- A NaN is passed over on the CPU; on a device all of these points are.
+        local pooled = { 10, 3000, 4400 }
+        if kind == "broken" then pooled = { few.device ~= "cpu" and 3 or nil } end
+        for _, points in ipairs(pooled) do
           local what = ("%s, %s, %d points pooled"):format(kind, dtype, points)
           local a, b = fused.pooled_tail(S, points), dense.pooled_tail(S, points)
           a.rho, b.rho = nil, nil
