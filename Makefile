@@ -127,7 +127,7 @@ WARN_HOST = $(filter-out -Wmissing-prototypes,$(WARN))
 HOST_PARTS = -DLN_PART_ROWS=16 -DLN_PART_COLUMNS=32
 CXXFLAGS_HOST = -std=c++17 -O2 -g -fPIC -fvisibility=hidden -ffp-contract=off \
   -DLN_MOST_BLOCKS=3 -DLN_SCRATCH_BYTES=40000 -DLN_TILE_EXTENT=72 -DLN_FUSED_EXTENT=200 \
-  -DLN_FUSED_BLOCKS=2 -DLN_FUSED_PARTS=2600 $(HOST_PARTS) \
+  -DLN_LIST_BYTES=4096 -DLN_FUSED_BLOCKS=2 -DLN_FUSED_PARTS=2600 $(HOST_PARTS) \
   $(WARN_HOST) -Itests/cuda-host -Iruntime -Iruntime/cuda \
   -I$(BUILD)/include
 $(BUILD)/tests/cuda-host/compile.o: CXXFLAGS_HOST += \

@@ -266,6 +266,56 @@ describe("the engine", function()
     end
   end)
 
+  -- Of 256 and 512 points, in float64 and float32, a block of the tests' build holds the lists.
+  it("fits tails of few points and of all, and pools them", function()
+    local function same(a, b, tolerance, what)
+      for _, name in ipairs{ "rho", "beta_hat", "r2", "delta_aic" } do
+        if a[name] then
+          assert.same(b[name]:isnan():tolist(), a[name]:isnan():tolist())
+          local off = (a[name] - b[name]):abs() / (b[name]:abs() + 1)
+          off = off:masked_fill(off:isnan(), 0):max():item()
+          assert(off <= tolerance, ("%s, %s: off by %g"):format(what, name, off))
+        end
+      end
+    end
+    local few = lunce.randn(40, 9, { seed = 12 })
+    local columns = {
+      random = lunce.randn(1100, 9, { seed = 11 }),
+      repeated = few:index_select(1, lunce.randint(1, 40, { 1100 }, { seed = 13 })),
+      broken = lunce.randn(1100, 9, { seed = 11 }),
+    }
+    columns.broken[{ 700, 2 }] = 0 / 0
+    if not SLOW then -- more points than a GPU's block holds
+      local S = similarity.cosine(few:narrow(1, 1, 2), lunce.randn(19000, 9, { seed = 16 }))
+      same(fused.tail(S, 9000), dense.tail(S, 9000), 1e-3, "9000 points")
+    end
+    for kind, k in pairs(columns) do
+      -- Residuals of few points nearly cancel; the logarithm of their ratio magnifies last bits.
+      for dtype, tolerance in pairs{ float64 = 1e-9, float32 = 1e-3 } do
+        local S = similarity.cosine(few:narrow(1, 1, 4):to(dtype), k:to(dtype))
+        local sparse = S:different(lunce.tensor({ 1, 2, 3, 4 }, { dtype = "int64" }),
+          lunce.randint(1, 4, { 1100 }, { seed = 15 }))
+        for _, points in ipairs{ 2, 256, 257, 512, 513, 1100 } do
+          local what = ("%s, %s, %d points"):format(kind, dtype, points)
+          same(fused.tail(S, points), dense.tail(S, points), tolerance, what)
+          if points <= 513 then
+            local a, b = fused.tail(sparse, points), dense.tail(sparse, points)
+            same(a, b, tolerance, what .. ", masks")
+          end
+        end
+        -- A NaN is passed over on the CPU; on a device all of these points are.
+        local pooled = { 10, 3000, 4400 }
+        if kind == "broken" then pooled = { few.device ~= "cpu" and 3 or nil } end
+        for _, points in ipairs(pooled) do
+          local what = ("%s, %s, %d points pooled"):format(kind, dtype, points)
+          local a, b = fused.pooled_tail(S, points), dense.pooled_tail(S, points)
+          a.rho, b.rho = nil, nil
+          same(a, b, tolerance, what)
+        end
+      end
+    end
+  end)
+
   -- From 2048 rows on tails come from lists, whose entries are spread over bins by their values.
   for name, rows in pairs{
     ["in space: even"] = function(n) return lunce.randn(n, 3, { seed = 1 }) end,

@@ -17,6 +17,8 @@ local REPORTED = 86 -- the status of a run in which a tool reported something
 -- What reads, writes and shares memory in each way: whole files where they are small.
 local OPERATORS = { "cuda", "^as on the CPU", "^an index out of range", "^random numbers" }
 local INTEGERS = { "ops", "^on integers" }
+local CHOICE = { "topk" }
+local POINTS = { "fused", "few points" }
 local MASKS = { "similarity", "^masks", "^rows without candidates", "^the tail" }
 local GRADIENTS = { "similarity", "^gradients" }
 local LINKS = { "fused", "^random links" }
@@ -32,11 +34,11 @@ local FAMILY = { "family", "^gradients against central differences" }
 local OURS = "--kernel-name kns=_kernel"
 
 local TOOLS = {
-  { "memcheck", "", OPERATORS, INTEGERS, MASKS, GRADIENTS, LINKS, KERNELS, LAYERS, IMAGES, LOW,
-    FAMILY, CAPTURED, ASIDE },
-  { "racecheck", OURS, OPERATORS, MASKS, GRADIENTS, KERNELS, LAYERS, IMAGES },
-  { "synccheck", "", OPERATORS, MASKS, GRADIENTS, KERNELS, LAYERS, IMAGES },
-  { "initcheck", OURS, INTEGERS, MASKS, GRADIENTS, KERNELS, LAYERS, IMAGES },
+  { "memcheck", "", OPERATORS, INTEGERS, CHOICE, POINTS, MASKS, GRADIENTS, LINKS, KERNELS, LAYERS,
+    IMAGES, LOW, FAMILY, CAPTURED, ASIDE },
+  { "racecheck", OURS, OPERATORS, CHOICE, POINTS, MASKS, GRADIENTS, KERNELS, LAYERS, IMAGES },
+  { "synccheck", "", OPERATORS, CHOICE, POINTS, MASKS, GRADIENTS, KERNELS, LAYERS, IMAGES },
+  { "initcheck", OURS, INTEGERS, CHOICE, POINTS, MASKS, GRADIENTS, KERNELS, LAYERS, IMAGES },
 }
 
 local function quote(s) return "'" .. s:gsub("'", [['\'']]) .. "'" end

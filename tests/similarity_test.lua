@@ -110,6 +110,9 @@ describe("masks:", function()
       check(both, own, function(i, j) return i ~= j and R[i] ~= R[j] end)
       check(square:same(rows):without_self(), own,
         function(i, j) return i ~= j and R[i] == R[j] end)
+      local after = lunce.tensor({ 2, 3, 4, 5, 1 }, { dtype = "int64" })
+      check(square:without_self():without(after), own,
+        function(i, j) return i ~= j and j ~= i % 5 + 1 end)
       check(square, own, function() return true end)
     end)
     it(kind .. " at takes any column", function()

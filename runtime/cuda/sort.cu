@@ -1,21 +1,16 @@
-/* Sorting and the choice of the k best. Elements of any dtype become 64-bit keys whose order as
- * unsigned integers is the order wanted; lines of them are sorted by a bitonic network, as many at
- * once as scratch memory holds. Invariants: no two entries of a line are equal, so that the order
- * is stable and the same in every run; -0 equals 0; a NaN is larger than all else.
+/* Sorting and the choice of the k best. Elements of any dtype become keys whose order as unsigned
+ * integers is the order wanted; lines of them are sorted by a bitonic network, as many at once as
+ * scratch memory holds. Where k is well below a line's length, the k best are selected and only
+ * they are sorted: by the block that selects them, where shared memory holds them. Invariant: no
+ * two entries of a line are equal, so that the order is stable and the same in every run.
  *
  * The network reads and writes a line log2(length)^2 / 2 times, those of a tile in shared memory:
  * the price of a sort without scratch beyond the entries, and small beside it for short lines. */
-#include "sort.h"
-
-#include <string.h>
+#include "radix_select.h"
 
 static const int64_t TILE = 2 * THREADS; /* entries that a block sorts in shared memory */
 
 /* ---- The network ---- */
-
-static __device__ bool comes_later(const entry &a, const entry &b) {
-    return a.key != b.key ? a.key > b.key : a.at > b.at;
-}
 
 /* Pair p of those that lie `step` apart: the place of its first entry. */
 static __device__ int64_t first_of(int64_t p, int64_t step) {
@@ -61,12 +56,6 @@ static __global__ void step_kernel(entry *entries, int64_t total, int64_t length
     }
 }
 
-int64_t cuda_sort_length(int64_t n) {
-    int64_t length = 1;
-    while (length < n) length *= 2;
-    return length;
-}
-
 ln_status cuda_sort(entry *entries, int64_t lines, int64_t length, const char *what) {
     int64_t total = lines * length;
     unsigned tiles = blocks_for(total, TILE), pairs = blocks_for(total / 2);
@@ -86,39 +75,80 @@ fail:
 /* ---- Keys and results ---- */
 
 typedef struct {
-    walk lines; /* X, VALUES, INDICES */
-    int64_t extent, length, k;
-    int64_t step[3]; /* of each along a line */
-    bool largest, integer;
+    walk lines;                /* X, VALUES, INDICES */
+    int64_t extent, length, k; /* length: of the entries that are sorted */
+    int64_t step[3];           /* of each along a line */
+    bool largest, integer, selects;
     size_t size;
 } selection;
 
 enum { X, VALUES, INDICES };
 
-static __device__ uint64_t key_of(double x) {
-    uint64_t bits;
-    if (x != x) return UINT64_MAX;
-    if (x == 0) x = 0; /* -0 too */
-    memcpy(&bits, &x, sizeof bits);
-    return bits ^ (bits >> 63 != 0 ? UINT64_MAX : (uint64_t)1 << 63);
-}
-
-static __device__ uint64_t key_at(const selection &s, int64_t offset) {
-    uint64_t key;
-    if (s.integer) key = (uint64_t)walk_load<int64_t>(s.lines, X, offset) ^ (uint64_t)1 << 63;
-    else key = key_of(walk_load<double>(s.lines, X, offset));
+/* T: what an element is read as; its key may be narrower than an entry's. */
+template <typename T>
+static __device__ auto key_at(const selection &s, int64_t offset) -> decltype(key_of(T())) {
+    auto key = key_of(walk_load<T>(s.lines, X, offset));
     return s.largest ? ~key : key;
 }
 
-/* The entries of `lines` lines from `first` on. */
+/* All entries of `lines` lines from `first` on. */
 static __global__ void keys_kernel(selection s, entry *entries, int64_t first, int64_t lines) {
     for (int64_t i = grid_thread(); i < lines * s.length; i += grid_threads()) {
         int64_t line = divide(i, s.length), at = i - line * s.length, offset[1];
         entry e = {UINT64_MAX, INT64_MAX};
         walk_offsets<1>(s.lines, first + line, offset);
-        if (at < s.extent) e = {key_at(s, offset[X] + at * s.step[X]), at};
+        int64_t from = offset[X] + at * s.step[X];
+        if (at < s.extent) e = {s.integer ? key_at<int64_t>(s, from) : key_at<double>(s, from), at};
         entries[i] = e;
     }
+}
+
+template <typename T> struct tensor_line {
+    const selection &s;
+    int64_t offset;
+    __device__ auto key(uint32_t place) const -> decltype(key_of(T())) {
+        return key_at<T>(s, offset + place * s.step[X]);
+    }
+};
+
+/* A block a line: its k best, sorted where `capacity` entries fit shared memory; else as they came
+ * and, with what only fills the length, to be sorted. */
+template <typename T>
+static __global__ void select_kernel(selection s, entry *entries, int64_t first, int64_t lines,
+                                     unsigned capacity) {
+    __shared__ unsigned count;
+    unsigned *bins = (unsigned *)shared_memory(), n = (unsigned)s.extent;
+    for (int64_t line = blockIdx.x; line < lines; line += gridDim.x) {
+        int64_t offset[1];
+        if (threadIdx.x == 0) count = 0;
+        __syncthreads(); /* it is 0 */
+        walk_offsets<1>(s.lines, first + line, offset);
+        tensor_line<T> x = {s, offset[X]};
+        entry *own = entries + line * s.length, *list = capacity > 0 ? (entry *)(bins + BINS) : own;
+        auto b = find_bound<decltype(x.key(0))>(bins, x, n, (unsigned)s.k,
+                                                capacity > 0 ? capacity : (unsigned)s.length);
+        collect(list, &count, b, x, n);
+        if (capacity > 0) {
+            sort_list(list, within_count(b));
+            for (int64_t i = threadIdx.x; i < s.k; i += THREADS) own[i] = list[i];
+        } else {
+            for (int64_t i = within_count(b) + threadIdx.x; i < s.length; i += THREADS)
+                fill(&own[i]);
+        }
+        __syncthreads(); /* the next line uses the list and the count */
+    }
+}
+
+static ln_status select_lines(const selection &s, int dtype, entry *entries, int64_t first,
+                              int64_t lines, int64_t capacity, const char *what) {
+    size_t bytes = BINS_BYTES + (size_t)capacity * sizeof(entry);
+    auto kernel = s.integer             ? select_kernel<int64_t>
+                  : dtype == LN_FLOAT64 ? select_kernel<double>
+                                        : select_kernel<float>;
+    ln_status status = launch_shared(what, kernel, blocks_for(lines, 1), THREADS, bytes, s, entries,
+                                     first, lines, capacity);
+    if (status != LN_OK || capacity > 0) return status;
+    return cuda_sort(entries, lines, s.length, what);
 }
 
 template <typename Bits>
@@ -148,6 +178,13 @@ static ln_status store_results(const selection &s, const entry *entries, int64_t
     }
 }
 
+static ln_status sort_lines(const selection &s, entry *entries, int64_t first, int64_t lines,
+                            const char *what) {
+    ln_status status =
+        launch(what, keys_kernel, blocks_for(lines * s.length), THREADS, s, entries, first, lines);
+    return status != LN_OK ? status : cuda_sort(entries, lines, s.length, what);
+}
+
 static selection plan(ln_tensor *values, ln_tensor *indices, const ln_tensor *x, int64_t k, int dim,
                       bool largest) {
     selection s = {};
@@ -160,7 +197,10 @@ static selection plan(ln_tensor *values, ln_tensor *indices, const ln_tensor *x,
     }
     s.lines = walk_over(3, t, 0);
     s.extent = x->shape[dim];
-    s.length = cuda_sort_length(s.extent);
+    s.length = cuda_sort_length(k);
+    s.selects =
+        s.extent > TILE && s.extent <= INT32_MAX && 2 * s.length <= cuda_sort_length(s.extent);
+    if (!s.selects) s.length = cuda_sort_length(s.extent);
     s.k = k;
     s.largest = largest;
     s.integer = !ln_dtype_is_float(x->dtype);
@@ -176,15 +216,15 @@ ln_status CUDA(topk)(ln_tensor *values, ln_tensor *indices, const ln_tensor *x, 
     selection s = plan(values, indices, x, k, dim, largest);
     int64_t all = s.lines.numel, line_bytes = s.length * (int64_t)sizeof(entry);
     int64_t batch = SCRATCH / line_bytes < 1 ? 1 : SCRATCH / line_bytes;
+    int64_t capacity = list_capacity(k, sizeof(entry));
     void *scratch = NULL;
     if (batch > all) batch = all;
     LN_TRY(cuda_scratch(&scratch, (size_t)(batch * line_bytes), what));
     for (int64_t first = 0; first < all; first += batch) {
         int64_t lines = all - first < batch ? all - first : batch;
         entry *entries = (entry *)scratch;
-        LN_TRY(launch(what, keys_kernel, blocks_for(lines * s.length), THREADS, s, entries, first,
-                      lines));
-        LN_TRY(cuda_sort(entries, lines, s.length, what));
+        if (s.selects) LN_TRY(select_lines(s, x->dtype, entries, first, lines, capacity, what));
+        else LN_TRY(sort_lines(s, entries, first, lines, what));
         LN_TRY(store_results(s, entries, first, lines, what));
     }
 fail:

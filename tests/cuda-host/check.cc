@@ -48,6 +48,12 @@ static __global__ void warp_kernel(int *sums, unsigned *votes) {
     votes[threadIdx.x] = __ballot_sync(0xffffffffu, threadIdx.x % 3 == 0);
 }
 
+/* Every thread takes a place of its own; out begins as zeros. */
+static __global__ void atomic_kernel(int *out) {
+    out[2 + atomicAdd(&out[0], 1)] = 1;
+    atomicMax(&out[1], (int)threadIdx.x);
+}
+
 /* The upper half of a warp exchanges alone. */
 static __global__ void half_kernel(int *out) {
     if (threadIdx.x % 32 >= 16)
@@ -112,6 +118,13 @@ static void right_kernels(void) {
         good &= votes[i] == expected;
     }
     expect(good, "lanes exchange values and votes");
+
+    cudaMemsetAsync(device, 0, sizeof sums, NULL);
+    expect(run(atomic_kernel, 32, device) == cudaSuccess, "atomics run");
+    cudaMemcpyAsync(sums, device, sizeof sums, cudaMemcpyDeviceToHost, NULL);
+    good = sums[0] == 64 && sums[1] == 31;
+    for (int i = 0; i < 64; i++) good &= sums[2 + i] == 1;
+    expect(good, "atomics add and find the largest");
 
     expect(run(half_kernel, 32, device) == cudaSuccess, "half a warp runs");
     cudaMemcpyAsync(sums, device, 32 * sizeof(int), cudaMemcpyDeviceToHost, NULL);

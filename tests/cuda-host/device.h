@@ -70,6 +70,18 @@ template <typename T> T __shfl_up_sync(unsigned mask, T value, int distance) {
 unsigned __ballot_sync(unsigned mask, int vote);
 
 /* One fibre runs at a time, so nothing comes between. */
+template <typename T> T atomicAdd(T *p, T value) {
+    T old = *p;
+    *p += value;
+    return old;
+}
+
+template <typename T> T atomicMax(T *p, T value) {
+    T old = *p;
+    if (value > old) *p = value;
+    return old;
+}
+
 template <typename T> T atomicMin(T *p, T value) {
     T old = *p;
     if (value < old) *p = value;
