@@ -244,6 +244,80 @@ describe("the engine", function()
     assert.is_true(a:max():item() > 60) -- half the entries count as 3
   end)
 
+  -- fused and dense give a link's sums and gradients to the bit, where every number is exact.
+  local function agree(what, f, ...)
+    local results = {}
+    for i, engine in ipairs{ fused, dense } do
+      local q = lunce.tensor({ { 0 }, { 1 }, { -1 }, { 0.5 } }, { dtype = "float64" })
+      local p = lunce.tensor({ { 0 }, { 1 }, { 0.5 }, { 0.5 } }, { dtype = "float64" })
+      q:requires_grad_()
+      p:requires_grad_()
+      local S = similarity.dot(q, lunce.ones(1, 1, { dtype = "float64" }))
+      local y = engine.sum(S, f(p), { ... })
+      if y.requires_grad then y:sum():backward() end
+      results[i] = lunce.cat({ y:detach(), (q.grad or q * 0):flatten(),
+        (p.grad or p * 0):flatten() }, 1):tolist()
+    end
+    assert.same(results[2], results[1], what)
+  end
+
+  it("has the tensors' gradient where equals meet and at zero", function()
+    agree("relu", function() return link.relu end)
+    agree("abs", function() return link.abs end)
+    for _, word in ipairs{ "min", "max" } do
+      local w = link[word]
+      for _, bound in ipairs{ 0, 1 } do
+        agree(word, function() return function(s) return w(s, bound) end end)
+        agree(word, function() return function(s) return w(bound, s) end end)
+        agree(word, function() return function(s, given) return w(given, s) end end, bound)
+      end
+      agree(word, function(p) return function(s) return 2 * w(s, p) end end)
+      agree(word, function(p) return function(s) return 2 * w(p, s) end end)
+    end
+    agree("clamp", function() return function(s) return link.clamp(s, 0, 0.5) end end)
+    agree("clamp", function(p) return function(s) return link.clamp(s, p - 0.5, p) end end)
+    agree("clamp", function(p) return function(s) return link.clamp(s, p) end end)
+  end)
+
+  it("takes captured tensors on either side of every operator and word", function()
+    agree("operators", function(p) return function(s) return p + s - (p - s) * (p * s) end end)
+    agree("quotient", function(p)
+      return function(s) return p / link.where(link.gt(s, 0), 2, 4) + s end
+    end)
+    agree("power", function(p) return function(s) return (p + 1) ^ (s - s + 2) end end)
+    for _, name in ipairs{ "lt", "le", "gt", "ge", "eq" } do
+      agree(name, function(p)
+        return function(s) return link.where(link[name](p, s), p, s) + link[name](p, s) end
+      end)
+    end
+    agree("condition", function(p)
+      local positive = p:gt(0)
+      return function(s) return link.where(positive, s, 0) end
+    end)
+  end)
+
+  it("takes links that are a number or a comparison", function()
+    agree("number", function() return function() return 2.5 end end)
+    agree("comparison", function() return function(s) return link.gt(s, 0.25) end end)
+    agree("both", function()
+      return function(s) return link.where(link.gt(s, -0.5) * link.lt(s, 0.7), 1, 0) end
+    end)
+    agree("either", function()
+      return function(s) return link.where(link.gt(s, -0.5) + link.lt(s, 0.7), 1, 0) end
+    end)
+  end)
+
+  it("chooses between numbers in the dtype of what is compared", function()
+    agree("numbers", function()
+      return function(s) return s * link.where(link.gt(s, 0.25), 0.1, 0.7) end
+    end)
+    agree("numbers", function()
+      return function(s) return s * link.where(link.gt(0.25, s), 0.1, 0.7) end
+    end)
+    local x = lunce.tensor{ 0, 1 }
+    assert.equal("float32", link.where(link.gt(x, 0.5), 0.1, 0.7).dtype)
+  end)
+
   it("finds the same largest entries and tails as a sort", function()
     for _, dtype in ipairs{ "float32", "float64" } do
       local q = lunce.randn(60, 12, { seed = 4 }):to(dtype)
@@ -484,6 +558,14 @@ describe("tracing", function()
     refused("link.exp", function(s) return math.exp(s) end)
     refused("no \"sin\"", function(s) return s:sin() end)
     refused("must give an expression", function() return "text" end)
+    refused("where's condition is 2 %* s; a comparison", function(s)
+      return link.where(2 * s, 1, 0)
+    end)
+    refused("has no word \"ne\"; its words are abs, clamp", function(s) return link.ne(s, 0) end)
+    refused("where: the condition is 1; a comparison", function(s) return link.where(1, s, 0) end)
+    refused("clamp: a tensor or a number is taken; got \"x\"", function(s)
+      return link.clamp(s, "x")
+    end)
     refused("for a matrix", function(s) return s * lunce.ones(5) end)
     refused("parameter 1 has shape", function(s, t) return s * t end, lunce.ones(7))
     refused("log's argument", function(s) return link.log(s) end)
