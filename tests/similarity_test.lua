@@ -320,6 +320,7 @@ describe("bad input:", function()
       end
     end
     refused("unknown option pool", function() S:tail{ pool = true } end)
+    refused("together: argument 1 is 3; a function", function() similarity.together(3) end)
   end)
 end)
 
