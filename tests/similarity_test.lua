@@ -225,6 +225,24 @@ describe("numerics:", function()
     assert.is_true(z.grad:isfinite():all():item())
   end)
 
+  it("rows without features are 0 apart", function()
+    for _, n in ipairs{ 3, 200 } do
+      for _, width in ipairs{ n, 5 } do
+        local z = lunce.zeros(n, 0, F64):requires_grad_()
+        local other = width ~= n and lunce.zeros(5, 0, F64) or nil
+        local S = similarity.cosine(z, other)
+        local lse, sum = similarity.together(function() return S:lse(f_link), S:sum(f_link) end)
+        local top, places = S:topk(2)
+        local at = S:at(lunce.ones(n, { dtype = "int64" }))
+        near(lunce.full({ n }, math.log(width), F64):tolist(), lse)
+        for _, x in ipairs{ sum, at, top:select(2, 2) } do near(lunce.zeros(n):tolist(), x) end
+        near(lunce.full({ n }, 2):tolist(), places:select(2, 2))
+        near(lunce.ones(n):tolist(), S:tail{}.rho);
+        (lse:sum() + sum:sum() + top:sum() + at:sum()):backward()
+        assert.same({ n, 0 }, z.grad.shape)
+      end
+    end
+  end)
   it("logits of hundreds do not overflow", function()
     local S = similarity.cosine(q:to("float32"), k:to("float32"))
     assert.is_true(S:lse(function(s, tau) return s / tau end, 0.001):isfinite():all():item())
