@@ -215,6 +215,11 @@ describe("bad input:", function()
     refused("a picture is of a link; link is false", loss.nt_xent, a, b, { picture = "a.svg" })
     refused("a name in .svg or .png", loss.nt_xent, a, b, { picture = "a", link = link.exp,
       samples = 1 })
+    refused("/nonexistent/a%-logit.svg was not made", loss.nt_xent, a, b,
+      { picture = "/nonexistent/a.svg", link = link.exp, samples = 1 })
+    for _, samples in ipairs{ 0, -1, 1.5 } do
+      refused("samples is %-?%d.*; a positive integer", loss.nt_xent, a, b, { samples = samples })
+    end
   end)
 
   it("passes on what the loss raises", function()

@@ -181,7 +181,7 @@ simplify = {
   end,
   div = function(x, y)
     if is(x, 0) then return x end
-    if y.number then return times(x, 1 / y.number) end
+    if y.number and y.number ~= 0 then return times(x, 1 / y.number) end
     local a, c = scaled(x)
     local b, d = scaled(y)
     if x.number and d ~= 1 then return div(number(x, x.number / d), b) end

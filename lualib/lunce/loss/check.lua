@@ -280,10 +280,13 @@ local function draw(path, link, parameters)
     weights[i] = { name = curve[1], x = s, y = weight }
   end
   local paths = { stem .. "-logit" .. kind, stem .. "-weight" .. kind }
-  assert(plot.lines(paths[1], logits, { title = "Logit of a candidate", x = "similarity s",
-    y = "f(s)" }))
-  assert(plot.lines(paths[2], weights, { title = "Weight of a candidate in the gradient",
-    x = "similarity s", y = "exp(f(s) - f(0)) f'(s)", log_y = true }))
+  local function lines(...)
+    local ok, message = plot.lines(...)
+    if not ok then raise("check: %s", message) end
+  end
+  lines(paths[1], logits, { title = "Logit of a candidate", x = "similarity s", y = "f(s)" })
+  lines(paths[2], weights, { title = "Weight of a candidate in the gradient",
+    x = "similarity s", y = "exp(f(s) - f(0)) f'(s)", log_y = true })
   return paths
 end
 
@@ -360,6 +363,9 @@ local function read(f, ...)
     if not lunce.is_tensor(x) or #x.shape == 0 then
       raise("check: input %d is %s; a tensor is taken", i, arguments.describe(x))
     end
+  end
+  if o.samples < 1 or o.samples % 1 ~= 0 then
+    raise("check: samples is %s; a positive integer is taken", tostring(o.samples))
   end
   if o.picture ~= "" and type(o.link) ~= "function" then
     raise("check: a picture is of a link; link is %s", arguments.describe(o.link))
