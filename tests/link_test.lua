@@ -36,12 +36,14 @@ describe("links", function()
 
   it("refuses what is neither a tensor nor a number, by every word of two", function()
     for _, name in ipairs{ "lt", "le", "gt", "ge", "eq", "min", "max" } do
-      for _, pair in ipairs{ { "x", 2 }, { 2, "x" }, { true, 1 } } do
+      for _, pair in ipairs{ { "x", 2 }, { 2, "x" }, { true, 1 }, { {}, 1 } } do
         assert.has_error_match(function() link[name](pair[1], pair[2]) end,
           name .. ": a tensor or a number is taken; got ")
       end
     end
     assert.has_error_match(function() link.clamp("x", 0, 1) end, "clamp: a tensor or a number")
+    assert.has_error_match(function() link.exp(similarity.cosine(leaf(2, 3, 1))) end,
+      "exp: a tensor or a number is taken; got a similarity matrix")
   end)
 
   it("compares for equality", function()

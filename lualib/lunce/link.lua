@@ -26,7 +26,7 @@ local UNARY = {
   relu = function(x) return math.max(x, 0) end,
 }
 local function check(name, x)
-  if type(x) ~= "number" and type(x) ~= "table" then
+  if type(x) ~= "number" and not (type(x) == "table" and x.exp) then
     raise("%s: a tensor or a number is taken; got %s", name, describe(x))
   end
 end
