@@ -302,6 +302,7 @@ describe("printing:", function()
     assert.equal("tensor () float32 cpu requires_grad\n2.5000",
       printed(lunce.tensor(2.5, { requires_grad = true })))
     assert.equal("tensor (0) float32 cpu\n[]", printed(lunce.zeros(0)))
+    assert.equal("tensor (1000000000000,0,2) float32 cpu\n[]", printed(lunce.zeros(1e12, 0, 2)))
     assert.equal("tensor (2,1,1) float32 cpu\n[[[1.]],\n\n [[1.]]]", printed(lunce.ones(2, 1, 1)))
   end)
 

@@ -102,7 +102,7 @@ function M.where(condition, a, b)
   if type(condition) == "boolean" then
     if condition then return a end
     return b
-  elseif type(condition) ~= "table" then
+  elseif type(condition) ~= "table" or not condition.where then
     raise("where: the condition is %s; a comparison is taken: link.lt(s, x)", describe(condition))
   end
   local dtype = type(a) == "number" and type(b) == "number" and compared[condition]
