@@ -185,6 +185,35 @@ describe("gradients:", function()
   end)
 end)
 
+describe("what is read again backward", function()
+  local function ones() return lunce.ones(5, { dtype = "int64" }) end
+  -- By what is changed: a reduction that reads it.
+  local READERS = {
+    parameter = { lunce.full({ 1 }, 0.5, F64), function(x, t)
+      return similarity.cosine(x, k):lse(function(s, tau) return s / tau end, t)
+    end },
+    captured = { lunce.full({ 1 }, 0.5, F64), function(x, t)
+      return similarity.cosine(x, k):sum(function(s) return link.exp(s / t) end)
+    end },
+    index = { ones(), function(x, i) return similarity.cosine(x, k):without(i):lse() end },
+    same = { ones(), function(x, i) return similarity.cosine(x):same(i, ones()):sum(f_link) end },
+    different = { ones(), function(x, i) return similarity.cosine(x):different(i):lse() end },
+    ["k of at"] = { k, function(x, y) return similarity.cosine(x, y):at(ones()) end },
+  }
+  for name, reader in pairs(READERS) do
+    it("may not change in between: " .. name, function()
+      for _, changes in ipairs{ false, true } do
+        local x, read = q:clone():requires_grad_(), reader[1]:clone()
+        local y = reader[2](x, read):sum()
+        if changes then read:mul_(2) end
+        local ok, message = pcall(function() y:backward() end)
+        assert.equal(not changes, ok)
+        assert(ok or message:find "changed in place afterwards", message)
+      end
+    end)
+  end
+end)
+
 describe("rows without candidates:", function()
   it("give -inf, 0, and no gradient, whatever the link", function()
     local one = lunce.ones(5, { dtype = "int64" })

@@ -184,6 +184,11 @@ local function record_plan(plan, q, k, tile_dtype, reductions, held)
     autograd.record_part(entry.y, part_rule, node).place = i
     node.ys[i] = entry.y:detach()
   end
+  local read = {} -- masks and parameters
+  for _, x in ipairs(held) do
+    if tensor.is_tensor(x) then read[#read + 1] = x end
+  end
+  autograd.watch(node, read)
   local private = { unpack(node.ys) }
   private[#private + 1] = tiles.need(base)
   autograd.own(node, unpack(private))
@@ -273,7 +278,7 @@ end)
 -- Records that y (N,K), or (N) for one column, holds the entries at columns (N,K).
 local function record_entries(y, S, q, k, columns)
   if autograd.tape.on and (S.q.requires_grad or S.k.requires_grad) then
-    local node = autograd.save(autograd.record(y, at_rule, S.q, k and S.k), q, columns)
+    local node = autograd.save(autograd.record(y, at_rule, S.q, k and S.k), q, columns, k)
     node.q, node.k, node.columns, node.cosine = q, k, columns, S.kind == "cosine"
   end
   return y
