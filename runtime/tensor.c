@@ -460,10 +460,11 @@ ln_status ln_diagonal(ln_tensor **out, const ln_tensor *t, int64_t offset, int d
     if (status != LN_OK) return status;
     if (dim1 == dim2)
         return ln_fail(LN_BAD_ARGUMENT, "diagonal: takes two dimensions; got %d twice", dim1 + 1);
+    int64_t rows = t->shape[dim1], columns = t->shape[dim2];
+    if (offset < -rows) offset = -rows;
+    if (offset > columns) offset = columns;
     int64_t row = offset < 0 ? -offset : 0, column = offset > 0 ? offset : 0;
-    int64_t rows = t->shape[dim1] - row, columns = t->shape[dim2] - column;
-    int64_t count = rows < columns ? rows : columns;
-    if (count < 0) count = 0;
+    int64_t count = rows - row < columns - column ? rows - row : columns - column;
     ln_tensor v = *t;
     if (count > 0)
         v.data +=

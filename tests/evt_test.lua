@@ -67,6 +67,10 @@ describe("tail fits:", function()
     assert.near(0, fit.beta_hat:max():item(), 1e-12)
   end)
 
+  it("takes tensors", function()
+    assert.has_error(function() evt.fit(3) end, "evt.fit: argument 1 is 3; a tensor is taken")
+  end)
+
   it("two points or none are not fitted", function()
     for _, k in ipairs{ 0, 1, 2 } do
       local fit = evt.fit(lunce.full({ 3, 5 }, 0.5, F64):narrow(2, 1, k))

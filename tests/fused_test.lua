@@ -1,12 +1,11 @@
 -- The fused similarity engine against the dense one: random links over the whole vocabulary with
 -- random masks and parameters, value and every gradient; order statistics, shared passes, bits that
--- do not depend on the team; and the tracer: what it simplifies, derives and refuses.
+-- do not depend on the team.
 local lunce = require "lunce"
 local link = require "lunce.link"
 local similarity = require "lunce.similarity"
 local dense = require "lunce.similarity.dense"
 local fused = require "lunce.similarity.fused"
-local symbol = require "lunce.link.symbol"
 
 -- Where CUDA's kernels run on the host, every element takes thousands of times as long.
 local SLOW = os.getenv "LUNCE_CUDA" ~= nil
@@ -192,6 +191,41 @@ describe("the engine", function()
     end, "when similarity.together returns")
   end)
 
+  it("records of a shared pass what was asked for with the tape on", function()
+    local gradients = {}
+    for i, engine in ipairs{ fused, dense } do
+      local q, k = leaf(30, 8, 1), leaf(20, 8, 2)
+      local t = lunce.tensor({ 3 }):requires_grad_()
+      local S = similarity.cosine(q, k)
+      local function f(s, scale) return s * scale end
+      local first, sum, last = engine.together(function()
+        return lunce.no_grad(engine.lse, S, f, { t }), engine.sum(S, f, { t }),
+          lunce.no_grad(engine.sum, S, f, { t })
+      end)
+      assert.is_false(first.requires_grad or last.requires_grad)
+      assert.is_true(sum.requires_grad);
+      (sum * (first + last)):sum():backward()
+      gradients[i] = lunce.cat({ q.grad:flatten(), k.grad:flatten(), t.grad }, 1)
+    end
+    assert.is_true((gradients[1] - gradients[2]):norm():item()
+      <= 1e-5 * gradients[2]:norm():item())
+    local S = similarity.cosine(leaf(5, 3, 1))
+    local y = lunce.no_grad(similarity.together, function() return S:lse() end)
+    assert.is_false(y.requires_grad)
+  end)
+
+  it("refuses rows that change before together returns", function()
+    for _, changed in ipairs{ "q", "k" } do
+      local S = similarity.cosine(lunce.ones(5, 3), lunce.ones(4, 3))
+      assert.has_error_match(function()
+        similarity.together(function()
+          S:lse()
+          S[changed]:mul_(2)
+        end)
+      end, "^similarity.together: rows were changed in place")
+    end
+  end)
+
   it("takes a second backward only with retain_graph", function()
     local z = leaf(20, 4, 1)
     local y = similarity.cosine(z):lse():sum()
@@ -200,48 +234,6 @@ describe("the engine", function()
     y:backward()
     assert.is_true((z.grad - once * 2):norm():item() <= 1e-6 * once:norm():item())
     assert.has_error_match(function() y:backward() end, "freed")
-  end)
-
-  it("folds what tracing finds constant, by every word", function()
-    local S = similarity.cosine(leaf(6, 3, 1))
-    local one = { "abs", "square", "sqrt", "exp", "expm1", "log", "log1p", "tanh", "sigmoid",
-      "softplus", "relu" }
-    local function same(name, word)
-      local function f(s) return s + word(s - s + 0.6) end
-      local a, b = fused.sum(S, f, {}), dense.sum(S, f, {})
-      assert.is_true((a - b):abs():max():item() <= 1e-5, name)
-    end
-    for _, name in ipairs(one) do
-      same(name, link[name])
-    end
-    for _, name in ipairs{ "min", "max" } do
-      same(name, function(c) return link[name](c, 0.5) + link[name](0.7, c) end)
-    end
-    for _, name in ipairs{ "lt", "le", "gt", "ge", "eq" } do
-      same(name, function(c)
-        return link.where(link[name](c, 0.5), c, 2) - link.where(link[name](0.7, c), 3, c)
-      end)
-    end
-    same("clamp", function(c) return link.clamp(c, 0, 0.5) end)
-    same("operators", function(c) return -c + c * c / 3 - c ^ 2 end)
-  end)
-
-  it("refuses what is neither a tensor nor a number, by every word of two", function()
-    for _, name in ipairs{ "lt", "le", "gt", "ge", "eq", "min", "max" } do
-      for _, pair in ipairs{ { "x", 2 }, { 2, "x" }, { true, 1 } } do
-        assert.has_error_match(function() link[name](pair[1], pair[2]) end,
-          name .. ": a tensor or a number is taken; got ")
-      end
-    end
-    assert.has_error_match(function() link.clamp("x", 0, 1) end, "clamp: a tensor or a number")
-  end)
-
-  it("compares for equality", function()
-    local S = similarity.cosine(leaf(40, 3, 1))
-    local function f(s) return link.where(link.eq(link.max(s, 0.25), 0.25), 3, s) end
-    local a, b = fused.sum(S, f, {}), dense.sum(S, f, {})
-    assert.is_true((a - b):abs():max():item() <= 1e-4)
-    assert.is_true(a:max():item() > 60) -- half the entries count as 3
   end)
 
   it("finds the same largest entries and tails as a sort", function()
@@ -487,56 +479,4 @@ describe("the tail of many rows", function()
       end
     end)
   end
-end)
-
-describe("tracing", function()
-  local function traced(f)
-    local graph = symbol.graph(function() end)
-    local s = symbol.similarity(graph)
-    return f(s), s
-  end
-
-  it("simplifies as it goes", function()
-    for text, f in pairs{
-      ["log1p(-s)"] = function(s) return link.log(1 - s) end,
-      ["softplus(s)"] = function(s) return link.log(1 + link.exp(s)) end,
-      ["sigmoid(s)"] = function(s) return 1 / (1 + link.exp(-s)) end,
-      ["6 * s"] = function(s) return s * 2 * 3 end,
-      ["s"] = function(s) return s * 1 + 0 end,
-      ["7"] = function(s) return s * 0 + 7 end,
-      ["square(s)"] = function(s) return s * s end,
-    } do
-      assert.equal(text, tostring((traced(f))))
-    end
-  end)
-
-  it("shares common expressions", function()
-    local f = traced(function(s) return link.exp(s) * link.exp(s) + link.exp(s) end)
-    local count = 0
-    for i = 1, f.graph.count do
-      if f.graph.nodes[i].op == "exp" then count = count + 1 end
-    end
-    assert.equal(1, count)
-  end)
-
-  local S = similarity.cosine(lunce.randn(6, 3, { seed = 1 }))
-  local function refused(pattern, f, ...)
-    local given = { ... }
-    local ok, message = pcall(function() local y = S:lse(f, unpack(given)) return y end)
-    assert.is_false(ok)
-    assert.matches("fused_test.lua:%d+:", message)
-    assert.matches(pattern, message)
-  end
-
-  it("refuses what cannot be traced, with the way to write it", function()
-    refused("link.where", function(s) return s < 0.5 and s or 0 end)
-    refused("link.where", function(s) if link.gt(s, 0.5) then return s end return 0 * s end)
-    refused("link.exp", function(s) return math.exp(s) end)
-    refused("no \"sin\"", function(s) return s:sin() end)
-    refused("must give an expression", function() return "text" end)
-    refused("for a matrix", function(s) return s * lunce.ones(5) end)
-    refused("parameter 1 has shape", function(s, t) return s * t end, lunce.ones(7))
-    refused("log's argument", function(s) return link.log(s) end)
-    refused("divisor", function(s) return 1 / s end)
-  end)
 end)

@@ -86,7 +86,7 @@ end)
 local words = setmetatable({
   where = function(c, a, b) return c ~= 0 and a or b end,
 }, { __index = link })
-for _, name in ipairs{ "lt", "le", "gt", "ge" } do
+for _, name in ipairs{ "lt", "le", "gt", "ge", "eq" } do
   words[name] = function(a, b) return link[name](a, b) and 1 or 0 end
 end
 

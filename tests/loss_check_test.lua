@@ -47,6 +47,51 @@ describe("loss.check:", function()
     end).passed)
   end)
 
+  it("takes for rounding what engines leave of a gradient that is zero", function()
+    local report = loss.check(function(x, y) -- of one feature, where cosines are 1 and -1
+      return lunce.similarity.cosine(x, y):lse(function(s) return s / 0.07 end):sum()
+    end, lunce.randn(30, 1, { seed = 1 }), lunce.randn(40, 1, { seed = 2 }))
+    assert.is_true(report.passed, tostring(report))
+    assert.is_true(report.gradient.error < 1e3 and report.float32.gradient < 1e3)
+    for _, more in ipairs{ 0, math.huge } do
+      local wrong = check(function(x, y)
+        local by = lunce.similarity.engine() == "dense" and 1e-8 or 0
+        return loss.alignment(x, y) + by * (x - x:detach()):sum() + more
+      end)
+      assert.is_true(lunce.similarity.engine() == "dense" or not wrong.engines.passed)
+    end
+  end)
+
+  it("passes a loss whose statistics are its inputs, and says so of others", function()
+    local function weighted(x, y, weights)
+      return ((x - y):square():sum(2) * weights:detach():to(x.dtype)):mean()
+    end
+    local function weights(x, y) return (x * y):sum(2):detach():exp() end
+    assert.is_true(check(weighted, weights(a, b)).passed)
+    local report = check(function(x, y) return weighted(x, y, weights(x, y)) end)
+    assert.is_false(report.passed)
+    assert.is_truthy(tostring(report):match "no gradient by intention %(detach, no_grad,\n")
+  end)
+
+  it("refuses a loss that changes by itself", function()
+    local calls = 0
+    for _, f in ipairs{
+      function(x, y) return (x * y * lunce.rand(6, 4, { dtype = x.dtype })):sum() end,
+      function(x, y)
+        calls = calls + 1
+        return (x * y):sum() * calls
+      end,
+    } do
+      local ok, message = pcall(function()
+        local report = check(f)
+        return report
+      end)
+      assert.is_false(ok)
+      assert.matches("loss_check_test.lua:%d+: check: the loss is %S+, and of the same inputs %S+ ",
+        message)
+    end
+  end)
+
   it("finds a gradient that is NaN", function()
     local report = check(function(x, y) return ((x - x) ^ 0.5 + y * y):sum() end)
     assert.is_false(report.passed)
@@ -170,6 +215,11 @@ describe("bad input:", function()
     refused("a picture is of a link; link is false", loss.nt_xent, a, b, { picture = "a.svg" })
     refused("a name in .svg or .png", loss.nt_xent, a, b, { picture = "a", link = link.exp,
       samples = 1 })
+    refused("/nonexistent/a%-logit.svg was not made", loss.nt_xent, a, b,
+      { picture = "/nonexistent/a.svg", link = link.exp, samples = 1 })
+    for _, samples in ipairs{ 0, -1, 1.5 } do
+      refused("samples is %-?%d.*; a positive integer", loss.nt_xent, a, b, { samples = samples })
+    end
   end)
 
   it("passes on what the loss raises", function()

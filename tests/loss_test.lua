@@ -364,6 +364,9 @@ describe("bad input:", function()
     refused("tau is 0;", "nt_xent", z, z, { tau = 0 })
     refused("tau is %-1;", "weince", z, z, { tau = -1 })
     refused("tau is nan;", "nt_xent", z, z, { tau = 0 / 0 })
+    for _, state in ipairs{ {}, 3 } do
+      refused("state is %w", "weince", z, z, { beta = "batch", state = state })
+    end
     refused("tau is %(4,3%)", "nt_xent", z, z, { tau = z })
     refused("mix is 2", "soft", z, z, { mix = 2 })
     refused("q is 1.5", "weince", z, z, { q = 1.5 })

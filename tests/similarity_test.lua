@@ -188,6 +188,35 @@ describe("gradients:", function()
   end)
 end)
 
+describe("what is read again backward", function()
+  local function ones() return lunce.ones(5, { dtype = "int64" }) end
+  -- By what is changed: a reduction that reads it.
+  local READERS = {
+    parameter = { lunce.full({ 1 }, 0.5, F64), function(x, t)
+      return similarity.cosine(x, k):lse(function(s, tau) return s / tau end, t)
+    end },
+    captured = { lunce.full({ 1 }, 0.5, F64), function(x, t)
+      return similarity.cosine(x, k):sum(function(s) return link.exp(s / t) end)
+    end },
+    index = { ones(), function(x, i) return similarity.cosine(x, k):without(i):lse() end },
+    same = { ones(), function(x, i) return similarity.cosine(x):same(i, ones()):sum(f_link) end },
+    different = { ones(), function(x, i) return similarity.cosine(x):different(i):lse() end },
+    ["k of at"] = { k, function(x, y) return similarity.cosine(x, y):at(ones()) end },
+  }
+  for name, reader in pairs(READERS) do
+    it("may not change in between: " .. name, function()
+      for _, changes in ipairs{ false, true } do
+        local x, read = q:clone():requires_grad_(), reader[1]:clone()
+        local y = reader[2](x, read):sum()
+        if changes then read:mul_(2) end
+        local ok, message = pcall(function() y:backward() end)
+        assert.equal(not changes, ok)
+        assert(ok or message:find "changed in place afterwards", message)
+      end
+    end)
+  end
+end)
+
 describe("rows without candidates:", function()
   it("give -inf, 0, and no gradient, whatever the link", function()
     local one = lunce.ones(5, { dtype = "int64" })
@@ -228,6 +257,24 @@ describe("numerics:", function()
     assert.is_true(z.grad:isfinite():all():item())
   end)
 
+  it("rows without features are 0 apart", function()
+    for _, n in ipairs{ 3, 200 } do
+      for _, width in ipairs{ n, 5 } do
+        local z = lunce.zeros(n, 0, F64):requires_grad_()
+        local other = width ~= n and lunce.zeros(5, 0, F64) or nil
+        local S = similarity.cosine(z, other)
+        local lse, sum = similarity.together(function() return S:lse(f_link), S:sum(f_link) end)
+        local top, places = S:topk(2)
+        local at = S:at(lunce.ones(n, { dtype = "int64" }))
+        near(lunce.full({ n }, math.log(width), F64):tolist(), lse)
+        for _, x in ipairs{ sum, at, top:select(2, 2) } do near(lunce.zeros(n):tolist(), x) end
+        near(lunce.full({ n }, 2):tolist(), places:select(2, 2))
+        near(lunce.ones(n):tolist(), S:tail{}.rho);
+        (lse:sum() + sum:sum() + top:sum() + at:sum()):backward()
+        assert.same({ n, 0 }, z.grad.shape)
+      end
+    end
+  end)
   it("logits of hundreds do not overflow", function()
     local S = similarity.cosine(q:to("float32"), k:to("float32"))
     assert.is_true(S:lse(function(s, tau) return s / tau end, 0.001):isfinite():all():item())
@@ -323,6 +370,7 @@ describe("bad input:", function()
       end
     end
     refused("unknown option pool", function() S:tail{ pool = true } end)
+    refused("together: argument 1 is 3; a function", function() similarity.together(3) end)
   end)
 end)
 

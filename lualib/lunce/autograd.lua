@@ -87,6 +87,12 @@ function M.save(node, x, y, z)
   return node
 end
 
+--- Guards a list of tensors that the rule reads against in-place changes.
+function M.watch(node, list)
+  node.watched, node.versions = list, {}
+  for i, x in ipairs(list) do node.versions[i] = C.ln_tensor_version(x.h) end
+end
+
 --- Gives the node tensors that nobody else holds, to be freed when the tape unwinds.
 function M.own(node, ...)
   node.private = { ... }
@@ -316,9 +322,15 @@ function Walk:made(d)
   return false
 end
 
+local none = {}
+
 local function check_saved(node)
   local x, y, z = node.x, node.y, node.z
-  if (x and C.ln_tensor_version(x.h) ~= node.x_version)
+  local changed = false
+  for i, w in ipairs(node.watched or none) do
+    changed = changed or C.ln_tensor_version(w.h) ~= node.versions[i]
+  end
+  if changed or (x and C.ln_tensor_version(x.h) ~= node.x_version)
     or (y and C.ln_tensor_version(y.h) ~= node.y_version)
     or (z and C.ln_tensor_version(z.h) ~= node.z_version) then
     raise("backward: a tensor that %s saved for its gradient was changed in place afterwards",
@@ -330,7 +342,7 @@ end
 local function forget(node)
   if node.lasting then return end
   node.used = true
-  node.x, node.y, node.z = nil, nil, nil
+  node.x, node.y, node.z, node.watched = nil, nil, nil, nil
   for i = 1, #node do node[i] = false end
   if node.private then
     for _, t in ipairs(node.private) do t:free() end

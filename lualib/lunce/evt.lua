@@ -7,9 +7,11 @@ local lunce = require "lunce"
 local new_numbers = require("lunce.numbers").new
 local describe, options = require("lunce.options").describe, require("lunce.options").options
 local raise = require("lunce.ffi").raise
-local running = require("lunce.tensor").state
+local tensor = require "lunce.tensor"
 
 local M = {}
+
+local running = tensor.state
 
 local LEAST_SHORTFALL = 1e-6
 local LEAST_SUM = 1e-12  -- below it a sum of squares is rounding
@@ -83,7 +85,7 @@ end
 ---@param shortfalls lunce.Tensor (R,k) or (k), ascending
 ---@return table fit beta_hat, r2, delta_aic: (R) float64; k, n: points given and used
 function M.fit(shortfalls)
-  local d = shortfalls:detach():to("float64")
+  local d = tensor.need(shortfalls, "evt.fit", 1):detach():to("float64")
   if #d.shape == 1 then d = d:unsqueeze(1) end
   if #d.shape ~= 2 then raise("evt.fit: shortfalls (R,k) or (k); got %d dimensions", #d.shape) end
   local rows, k = d.shape[1], d.shape[2]

@@ -89,7 +89,11 @@ local function check_series(series, key, what)
   for i, s in ipairs(series) do
     if type(s) ~= "table" or s[key] == nil then raise("%s: series %d has no %s", what, i, key) end
     result[i] = { name = s.name, x = list(s.x), [key] = list(s[key]) }
-    if #result[i][key] == 0 then raise("%s: series %d is empty", what, i) end
+    local points, places = #result[i][key], result[i].x and #result[i].x
+    if points == 0 then raise("%s: series %d is empty", what, i) end
+    if places and places ~= points then
+      raise("%s: series %d has %d x for %d %s", what, i, places, points, key)
+    end
   end
   return result
 end

@@ -95,6 +95,7 @@ end
 
 local function body(t)
   local shape, dtype = t.shape, t.dtype
+  if t:numel() == 0 then return "[]" end -- however many rows without elements
   local elide = t:numel() > THRESHOLD
   local values = (elide and edges(t) or t):tolist()
   local text, width = formatter(flat(values, {}), dtype)

@@ -226,6 +226,9 @@ function M.dim_set(dims, ndim, what)
   if type(dims) ~= "table" or getmetatable(dims) then
     raise("%s: dimensions are %s; a number or a list of numbers is taken", what, describe(dims))
   end
+  if #dims == 0 and next(dims) ~= nil then
+    raise("%s: dimensions are a table with names; a number or a list of numbers is taken", what)
+  end
   local set = 0
   for i = 1, #dims do
     local one = bit.lshift(1, dim_index(dims[i], ndim, what))

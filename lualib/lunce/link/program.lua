@@ -16,6 +16,7 @@ for _, name in ipairs { "neg", "abs", "square", "sqrt", "exp", "expm1", "log", "
   "eq", "where" } do
   OPS[name] = C["LN_LINK_" .. name:upper()]
 end
+OPS.relu = C.LN_LINK_MAX -- its second operand is 0
 
 -- Lua's own messages for what a symbol cannot do, and how to write it.
 local HINTS = {
@@ -35,14 +36,12 @@ local function explain(message)
   return message
 end
 
-local COMPARISONS = { lt = true, le = true, gt = true, ge = true, eq = true }
-
 -- A comparison that no operation read was meant for `if`, `and` or `or`, which take every symbol
 -- for true.
 local function check_comparisons(graph, value)
   for i = 1, graph.count do
     local node = graph.nodes[i]
-    if COMPARISONS[node.op] and not node.read and node ~= value then
+    if symbol.COMPARISONS[node.op] and not node.read and node ~= value then
       raise("link: the comparison %s decides nothing: `if`, `and` and `or` take a symbol for true;"
         .. " write link.where(condition, a, b)", tostring(node))
     end

@@ -43,7 +43,10 @@ local FOLD = {
   gt = function(x, y) return truth(x > y) end, ge = function(x, y) return truth(x >= y) end,
   eq = function(x, y) return truth(x == y) end,
   where = function(c, x, y) return c ~= 0 and x or y end,
+  relu = function(x) return math.max(x, 0) end,
 }
+local COMPARISONS = { lt = true, le = true, gt = true, ge = true, eq = true }
+M.COMPARISONS = COMPARISONS
 
 -- ---- Making nodes ----------------------------------------------------------------------------
 
@@ -178,7 +181,7 @@ simplify = {
   end,
   div = function(x, y)
     if is(x, 0) then return x end
-    if y.number then return times(x, 1 / y.number) end
+    if y.number and y.number ~= 0 then return times(x, 1 / y.number) end
     local a, c = scaled(x)
     local b, d = scaled(y)
     if x.number and d ~= 1 then return div(number(x, x.number / d), b) end
@@ -216,16 +219,28 @@ simplify = {
   square = function(x)
     if x.op == "neg" or x.op == "abs" then return node("square", x[1]) end
   end,
+  -- A number is a bound and stands second, as in clamp.
+  min = function(x, y) return x.number and node("min", y, x) end,
+  max = function(x, y) return x.number and node("max", y, x) end,
   where = function(c, x, y)
     if x == y then return x end
     if c.number then return c.number ~= 0 and x or y end
-    if is(x, 1) and is(y, 0) then return c end
+    if is(x, 1) and is(y, 0) and COMPARISONS[c.op] then return c end
   end,
 }
 
 -- ---- Derivatives -----------------------------------------------------------------------------
 
 local function choose(c, x, y) return node("where", c, x, y) end
+
+-- Of the smaller or larger: ties share the gradient, but a bound that is a number has none.
+local function of_extreme(wins)
+  return function(_, x, dx, y, dy)
+    local one = choose(node(wins, x, y), dx, dy)
+    if y.number then return one end
+    return choose(node("eq", x, y), mul(add(dx, dy), number(x, 0.5)), one)
+  end
+end
 
 -- By operation: the derivative from the node itself, its operands and their derivatives.
 local DERIVATIVE = {
@@ -253,12 +268,13 @@ local DERIVATIVE = {
     if is(dy, 0) then return by_base end
     return add(by_base, mul(mul(f, node("log", x)), dy))
   end,
-  -- Ties pass the gradient to the first operand, as clamp does at its bounds.
-  min = function(_, x, dx, y, dy) return choose(node("le", x, y), dx, dy) end,
-  max = function(_, x, dx, y, dy) return choose(node("ge", x, y), dx, dy) end,
+  min = of_extreme "le",
+  max = of_extreme "ge",
+  relu = function(_, x, dx, zero) return choose(node("gt", x, zero), dx, zero) end,
 }
-local function flat(_, x) return number(x, 0) end
-for _, op in ipairs { "lt", "le", "gt", "ge", "eq" } do DERIVATIVE[op] = flat end
+for op in pairs(COMPARISONS) do
+  DERIVATIVE[op] = function(_, x) return number(x, 0) end
+end
 
 --- The derivative of f with respect to a leaf.
 ---@param f lunce.Symbol
@@ -316,16 +332,30 @@ end
 for _, op in ipairs { "add", "sub", "mul", "div", "pow", "lt", "le", "gt", "ge", "eq" } do
   methods[op] = binary(op)
 end
-methods.relu = function(x) return node("max", x, number(x, 0)) end
+-- max(x, 0) with a gradient of 0 at 0.
+methods.relu = function(x) return node("relu", x, number(x, 0)) end
 methods.clamp = function(x, lo, hi)
-  if lo and lo > -math.huge then x = node("max", x, operand(x.graph, lo)) end
-  if hi and hi < math.huge then x = node("min", x, operand(x.graph, hi)) end
+  if lo and lo ~= -math.huge then x = node("max", x, operand(x.graph, lo)) end
+  if hi and hi ~= math.huge then x = node("min", x, operand(x.graph, hi)) end
   return x
 end
-methods.where = function(c, x, y)
-  return node("where", c, operand(c.graph, x), operand(c.graph, y))
+-- Whether a condition is one for tensors too, whose where takes bool.
+local function decides(c)
+  if c.op == "where" then return decides(c[2]) and decides(c[3]) end
+  if c.op == "mul" or c.op == "add" then return decides(c[1]) and decides(c[2]) end
+  return COMPARISONS[c.op] or c.op == "square" and decides(c[1]) or c.parameter or c.number
 end
-M.methods = methods
+
+methods.where = function(c, x, y)
+  local graph = is_symbol(c) and c.graph or is_symbol(x) and x.graph or y.graph
+  c = operand(graph, c)
+  if not decides(c) then
+    raise("link: where's condition is %s; a comparison is taken: link.lt(s, x)", tostring(c))
+  end
+  return node("where", c, operand(graph, x), operand(graph, y))
+end
+-- Also what a tensor on the left asks for: captured * s.
+Symbol.operators = methods
 
 Symbol.__add, Symbol.__sub, Symbol.__mul = methods.add, methods.sub, methods.mul
 Symbol.__div, Symbol.__pow, Symbol.__unm = methods.div, methods.pow, methods.neg
@@ -351,7 +381,8 @@ end
 
 -- Binding strengths of what Lua writes with a sign; whatever else is a call or a leaf.
 local SUM, PRODUCT, NEGATION, POWER, ATOM = 1, 2, 3, 4, 5
-local STRENGTH = { add = SUM, sub = SUM, mul = PRODUCT, div = PRODUCT, neg = NEGATION, pow = POWER }
+local STRENGTH = { add = SUM, sub = SUM, mul = PRODUCT, div = PRODUCT, neg = NEGATION, pow = POWER,
+  relu = ATOM }
 
 -- The shortest text that reads back as the number, where that is short; else six digits.
 local function number_text(x)
@@ -392,6 +423,7 @@ local WRITE = {
   pow = function(x, y, names)
     return bound(x, names, ATOM) .. " ^ " .. bound(y, names, NEGATION)
   end,
+  relu = function(x, _, names) return "relu(" .. text_of(x, names) .. ")" end,
 }
 
 -- The text of x and how strongly it binds.

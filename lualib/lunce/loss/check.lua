@@ -83,8 +83,31 @@ local function distance(a, b)
   return math.abs(a - b) / math.max(math.abs(a), math.abs(b), LEAST)
 end
 
-local function distance_of_gradients(a, b)
-  return (a - b):norm():item() / math.max(b:norm():item(), LEAST)
+-- What rounding alone may leave where the case's gradient is zero, as a norm.
+local function rounding_of(case, value)
+  if not (math.abs(value) < math.huge) then return 0 end
+  local square = 0
+  for i, x in ipairs(case.inputs) do
+    if case.reached[i] and x:numel() > 0 then
+      local size = math.max(x:detach():to("float64"):square():mean():sqrt():item(), 1e-3)
+      square = square + x:numel() * (ROUNDING * value / size) ^ 2
+    end
+  end
+  return math.sqrt(square)
+end
+
+-- Relative; one of `rounding` is a difference of ENGINES.
+local function distance_of_gradients(a, b, rounding)
+  return (a - b):norm():item() / math.max(b:norm():item(), rounding / ENGINES, LEAST)
+end
+
+-- Differences tell nothing about a loss that changes by itself.
+local function check_repeat(case, value)
+  local again = value_at(case.f, case.inputs)
+  if distance(value, again) > SAME then
+    raise("check: the loss is %.9g, and of the same inputs %.9g the next time; give what it draws "
+      .. "a seed, and state that it changes no part in the check", value, again)
+  end
 end
 
 -- ---- Gradient --------------------------------------------------------------------------------
@@ -136,7 +159,7 @@ local function check_gradient(case, value, gradient, samples)
       table.insert(report.without, i)
     end
   end
-  report.error = math.sqrt(report.square) / math.max(math.sqrt(report.norm), LEAST)
+  report.error = math.sqrt(report.square / math.max(report.norm, report.noise, LEAST))
   report.passed = report.error <= GRADIENT or report.square <= report.noise
   return report
 end
@@ -173,7 +196,7 @@ local function check_engines(case, value, gradient)
   similarity.engine(used)
   if not ok then error(dense_value, 0) end
   local off = math.max(distance(value, dense_value),
-    distance_of_gradients(gradient, dense_gradient))
+    distance_of_gradients(gradient, dense_gradient, rounding_of(case, value)))
   return { error = off, passed = off <= ENGINES }
 end
 
@@ -257,10 +280,13 @@ local function draw(path, link, parameters)
     weights[i] = { name = curve[1], x = s, y = weight }
   end
   local paths = { stem .. "-logit" .. kind, stem .. "-weight" .. kind }
-  assert(plot.lines(paths[1], logits, { title = "Logit of a candidate", x = "similarity s",
-    y = "f(s)" }))
-  assert(plot.lines(paths[2], weights, { title = "Weight of a candidate in the gradient",
-    x = "similarity s", y = "exp(f(s) - f(0)) f'(s)", log_y = true }))
+  local function lines(...)
+    local ok, message = plot.lines(...)
+    if not ok then raise("check: %s", message) end
+  end
+  lines(paths[1], logits, { title = "Logit of a candidate", x = "similarity s", y = "f(s)" })
+  lines(paths[2], weights, { title = "Weight of a candidate in the gradient",
+    x = "similarity s", y = "exp(f(s) - f(0)) f'(s)", log_y = true })
   return paths
 end
 
@@ -292,7 +318,11 @@ function Report:__tostring()
   add("loss", ("%.6g"):format(gradient.value), "inputs %s", self.inputs)
   add("gradient", judged(gradient.passed), "off by %.2g of central differences, %d elements",
     gradient.error, gradient.elements)
-  if not gradient.passed then add("", "", "%s", gradient.worst) end
+  if not gradient.passed then
+    add("", "", "%s", gradient.worst)
+    add("", "", "differences also move what passes no gradient by intention (detach, no_grad,")
+    add("", "", "tail): to check a loss that has such, give it that as an input")
+  end
   if gradient.without[1] then
     add("", "", "none at input %s", table.concat(gradient.without, ", "))
   end
@@ -334,6 +364,9 @@ local function read(f, ...)
       raise("check: input %d is %s; a tensor is taken", i, arguments.describe(x))
     end
   end
+  if o.samples < 1 or o.samples % 1 ~= 0 then
+    raise("check: samples is %s; a positive integer is taken", tostring(o.samples))
+  end
   if o.picture ~= "" and type(o.link) ~= "function" then
     raise("check: a picture is of a link; link is %s", arguments.describe(o.link))
   end
@@ -344,11 +377,13 @@ local function read(f, ...)
   return inputs, o
 end
 
---- Checks a loss f(...) that gives a tensor of one element. The inputs are the tensors that follow
---- f (rows, labels, a queue); without any, two noisy views (128,64). Options, a table at the end:
---- samples (16), how many elements of each input have their gradient compared; link, a function of
---- s, whose logit and weight in the gradient are drawn with parameters, a list of numbers, into two
---- files named after picture ("mine.svg" gives mine-logit.svg and mine-weight.svg).
+--- Checks a loss f(...) that gives a tensor of one element, the same for the same inputs. These are
+--- the tensors that follow f (rows, labels, a queue); without any, two noisy views (128,64). What
+--- passes no gradient by intention, as a tail's statistics, has to be among them. Options, a table
+--- at the end: samples (16), how many elements of each input have their gradient compared; link, a
+--- function of s, whose logit and weight in the gradient are drawn with parameters, a list of
+--- numbers, into two files named after picture ("mine.svg" gives mine-logit.svg and
+--- mine-weight.svg).
 ---@param f fun(...: lunce.Tensor): lunce.Tensor
 ---@param ... any
 ---@return lunce.LossReport prints itself
@@ -356,6 +391,7 @@ return function(f, ...)
   local inputs, o = read(f, ...)
   local case = case_of(f, inputs)
   local value, gradient = evaluate(case, "float64")
+  check_repeat(case, value)
   local value32, gradient32 = evaluate(case, "float32")
   local shapes = {}
   for i, x in ipairs(inputs) do shapes[i] = ("(%s)"):format(table.concat(x.shape, ",")) end
@@ -363,7 +399,7 @@ return function(f, ...)
     inputs = table.concat(shapes, ", "),
     gradient = check_gradient(case, value, gradient, o.samples),
     float32 = { loss = distance(value32, value),
-      gradient = distance_of_gradients(gradient32, gradient) },
+      gradient = distance_of_gradients(gradient32, gradient, rounding_of(case, value)) },
     exchange = check_exchange(case, value),
     order = check_order(case, value),
     engines = check_engines(case, value, gradient),

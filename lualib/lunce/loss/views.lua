@@ -3,6 +3,7 @@
 -- Invariant: row a's positive is row a + N (mod 2N); its negatives are all rows but these two.
 local lunce = require "lunce"
 local arguments = require "lunce.loss.arguments"
+local describe = require("lunce.options").describe
 local evt = require "lunce.evt"
 local link = require "lunce.link"
 local raise = require("lunce.ffi").raise
@@ -134,6 +135,9 @@ end
 -- beta_t: the state's moving shape, brought up to date by this batch, or the option's number.
 local function moving(views, o)
   if not o.state then return o.beta_t end
+  if type(o.state) ~= "table" or not o.state.update then
+    raise("%s: state is %s; a loss.beta_state is taken", views.what, describe(o.state))
+  end
   return o.state:update(views.negatives:tail{ pooled = true, candidates = views.candidates })
 end
 

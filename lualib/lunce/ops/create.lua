@@ -29,11 +29,19 @@ local function finish(t, set)
   return set.requires_grad and t:requires_grad_() or t
 end
 
+-- Refuses { 2, 3, dtype = "float64" }, whose options would not be seen.
+local function check_list(list, what)
+  if list.dtype or list.device or list.seed or list.requires_grad ~= nil then
+    raise("%s: options stand in a table of their own, the last argument", what)
+  end
+end
+
 -- Splits (2, 3, { options }) or ({ 2, 3 }, { options }) into a list and the options.
 local function split(defaults, what, ...)
   local n, shape, given = select("#", ...), ..., nil
   if type(shape) == "table" and (shape[1] ~= nil or next(shape) == nil) then
     given = select(2, ...)
+    check_list(shape, what)
   else
     shape = { ... }
     if type(shape[n]) == "table" then given, shape[n] = shape[n], nil end
@@ -54,7 +62,7 @@ local function shape_of(value)
   while type(value) == "table" do
     if getmetatable(value) then raise("tensor: a table holds %s; numbers, booleans and tables of"
       .. " them are taken (lunce.stack joins tensors)", describe(value)) end
-    shape[#shape + 1] = #value
+    shape[#shape + 1] = table.maxn(value)
     value = value[1]
   end
   return shape, type(value)
@@ -68,10 +76,10 @@ local function fill(values, at, value, shape, depth, kind)
     values[at] = kind == "boolean" and (value and 1 or 0) or value
     return at + 1
   end
-  if type(value) ~= "table" or #value ~= shape[depth] then
+  if type(value) ~= "table" or table.maxn(value) ~= shape[depth] then
     raise("tensor: ragged: %s at depth %d, where the first has %d elements",
-      type(value) == "table" and ("a table of %d"):format(#value) or describe(value), depth,
-      shape[depth])
+      type(value) == "table" and ("a table of %d"):format(table.maxn(value)) or describe(value),
+      depth, shape[depth])
   end
   for i = 1, shape[depth] do at = fill(values, at, value[i], shape, depth + 1, kind) end
   return at
@@ -89,6 +97,7 @@ function M.tensor(value, given)
     return finish(value:detach():to({ dtype = set.dtype or nil, device = set.device or nil })
       :clone(), set)
   end
+  if type(value) == "table" and not getmetatable(value) then check_list(value, "tensor") end
   local shape, kind = shape_of(value)
   if kind == "nil" and #shape > 0 and shape[#shape] == 0 then kind = "number" end
   if kind ~= "number" and kind ~= "boolean" then

@@ -27,6 +27,16 @@ local function refuse(name, ...)
   raise("%s: only numbers are given; a tensor is taken", name)
 end
 
+-- An operand of another kind may know the operator beside a tensor, as a symbol of a link does.
+local function ask_others(name, ...)
+  for i = 1, select("#", ...) do
+    local kind = getmetatable((select(i, ...)))
+    local operator = type(kind) == "table" and kind.operators and kind.operators[name]
+    if operator then return operator(...) end
+  end
+  refuse(name, ...)
+end
+
 local function unary(op, x, a, b)
   call(C.ln_unary, out(), op, x.h, a or 0, b or 0)
   return take()
@@ -209,7 +219,7 @@ local function define_binary(name, op, rules)
     elseif right and type(x) == "number" then
       return with_number(y, x, true)
     end
-    refuse(name, x, y)
+    return ask_others(name, x, y)
   end
 end
 
@@ -341,7 +351,9 @@ function M.where(cond, x, y)
   tensor.need(cond, "where", 1)
   local a = type(x) == "number" and scalar(x, y) or x
   local b = type(y) == "number" and scalar(y, x) or y
-  if getmetatable(a) ~= Tensor or getmetatable(b) ~= Tensor then refuse("where", cond, x, y) end
+  if getmetatable(a) ~= Tensor or getmetatable(b) ~= Tensor then
+    return ask_others("where", cond, x, y)
+  end
   return choose(cond, a, b, where_rule)
 end
 

@@ -1,13 +1,13 @@
 -- Reductions over dimensions and their backward rules. `dim` is a dimension, a list of them, or
--- nil for all. Invariant: the gradient of a reduction is computed from its input as it was, and
--- has that input's shape.
+-- nil for all; `keepdim` a boolean, or in options. Invariant: the gradient of a reduction is
+-- computed from its input as it was, and has that input's shape.
 local bit = require "bit"
 local lib = require "lunce.ffi"
 local tensor = require "lunce.tensor"
 local autocast = require "lunce.autocast"
 local autograd = require "lunce.autograd"
 local create = require "lunce.ops.create"
-local options = require("lunce.options").options
+local describe, options = require("lunce.options").describe, require("lunce.options").options
 
 local C, raise, call = lib.C, lib.raise, lib.call
 local out, out2, take, take2, need = tensor.out, tensor.out2, tensor.take, tensor.take2, tensor.need
@@ -21,10 +21,20 @@ local function raw(op, x, set, keepdim, a)
   return take()
 end
 
+local KEEPDIM = { keepdim = false }
+
+local function keeps(name, keepdim)
+  if type(keepdim) == "table" then return options(keepdim, KEEPDIM, name).keepdim end
+  if keepdim ~= nil and type(keepdim) ~= "boolean" then
+    raise("%s: keepdim is %s; a boolean is taken", name, describe(keepdim))
+  end
+  return keepdim or false
+end
+
 -- The reduction of x; its node where it is recorded.
 local function reduce(name, op, back, x, dim, keepdim, a)
   local set = dim_set(dim, tensor.ndim(need(x, name, 1)), name)
-  local y = raw(op, x, set, keepdim, a)
+  local y = raw(op, x, set, keeps(name, keepdim), a)
   if back and tape.on and x.requires_grad then
     local node = record(y, back, x)
     node.shape, node.set = x.shape, set
@@ -178,7 +188,8 @@ end)
 
 local function extreme_along(name, x, dim, keepdim, largest)
   local d = dim_index(dim, tensor.ndim(need(x, name, 1)), name)
-  call(C.ln_extreme, out(), out2(), x.h, d, keepdim or false, largest)
+  keepdim = keeps(name, keepdim)
+  call(C.ln_extreme, out(), out2(), x.h, d, keepdim, largest)
   local values, indices = take(), take2()
   if tape.on and x.requires_grad then
     local node = record(values, extreme_rule, x)

@@ -74,10 +74,12 @@ local function linked(S, link, parameters, masked)
   if link then
     if drop then x = x:masked_fill(drop, HARMLESS) end
     x = link(x, unpack(parameters))
+    if type(x) == "number" then x = S.q:new_full({ S.N, S.M }, x) end
     if not lunce.is_tensor(x) or #x.shape ~= 2 or x.shape[1] ~= S.N or x.shape[2] ~= S.M then
       raise("link: the function must give one value for each s (%d,%d); got %s", S.N, S.M,
         lunce.is_tensor(x) and ("(%s)"):format(table.concat(x.shape, ",")) or type(x))
     end
+    x = x:to(S.q.dtype) -- a comparison's
   end
   return drop and x:masked_fill(drop, masked) or x, drop
 end

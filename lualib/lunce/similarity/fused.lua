@@ -112,7 +112,8 @@ end
 
 -- ---- Plans: reductions of one matrix that share its tiles ------------------------------------
 
--- A plan's entries: { S =, kind =, traced =, y = a deferred tensor }, all of one matrix.
+-- A plan's entries: { S =, kind =, traced =, y = a deferred tensor, taped = whether the tape was on
+-- when it was asked for }, all of one matrix.
 
 -- A part's rule leaves its gradient with the plan's node; what it returns only says that it came.
 local part_rule = autograd.rule("similarity", function(node, dy)
@@ -153,22 +154,41 @@ local plan_rule = autograd.rule("similarity", function(node)
   return gradients
 end)
 
-local function record_plan(plan, q, k, tile_dtype, reductions, held, parameters)
+-- Those of a plan's entries that are for the tape, with their reductions and parameters.
+local function taped(plan, reductions)
+  local chosen, of_chosen, parameters = {}, ffi.new("ln_reduction[?]", #plan), {}
+  for i, entry in ipairs(plan) do
+    if entry.taped then
+      of_chosen[#chosen] = reductions[i - 1]
+      chosen[#chosen + 1] = entry
+      for _, p in ipairs(entry.traced.parameters) do parameters[#parameters + 1] = p end
+    end
+  end
+  return chosen, of_chosen, parameters
+end
+
+local function record_plan(plan, q, k, tile_dtype, reductions, held)
   local base = plan[1].S.base
+  local chosen, of_chosen, parameters = taped(plan, reductions)
   local inputs = { base.q }
   if k then inputs[2] = base.k end
   for _, p in ipairs(parameters) do inputs[#inputs + 1] = p.tensor end
   local wanted = false
   for i = 1, #inputs do wanted = wanted or inputs[i].requires_grad end
-  if not (autograd.tape.on and wanted) then return end
+  if not (chosen[1] and wanted) then return end
   local node = autograd.save(autograd.node(plan_rule, inputs), q, k)
-  node.q, node.k, node.cosine, node.n = q, k, base.kind == "cosine", #plan
-  node.reductions, node.held, node.parameters = reductions, held, parameters
+  node.q, node.k, node.cosine, node.n = q, k, base.kind == "cosine", #chosen
+  node.reductions, node.held, node.parameters = of_chosen, held, parameters
   node.base, node.tile_dtype, node.dy, node.ys = base, tile_dtype, {}, {}
-  for i, entry in ipairs(plan) do
+  for i, entry in ipairs(chosen) do
     autograd.record_part(entry.y, part_rule, node).place = i
     node.ys[i] = entry.y:detach()
   end
+  local read = {} -- masks and parameters
+  for _, x in ipairs(held) do
+    if tensor.is_tensor(x) then read[#read + 1] = x end
+  end
+  autograd.watch(node, read)
   local private = { unpack(node.ys) }
   private[#private + 1] = tiles.need(base)
   autograd.own(node, unpack(private))
@@ -178,24 +198,28 @@ end
 local function run(plan)
   local base = plan[1].S.base
   local q, k = sides(base)
-  local reductions, held, parameters = ffi.new("ln_reduction[?]", #plan), {}, {}
+  local reductions, held, makes = ffi.new("ln_reduction[?]", #plan), {}, false
   for i, entry in ipairs(plan) do
     fill(reductions[i - 1], entry.S, entry.kind, entry.traced, held)
-    for _, p in ipairs(entry.traced.parameters) do parameters[#parameters + 1] = p end
+    makes = makes or entry.taped and tiles.backward_comes(base)
   end
   local results = ffi.new("ln_tensor *[?]", #plan)
-  local makes = autograd.tape.on and tiles.backward_comes(base)
   local tile_dtype = tiles.dtype_number() -- also the backward pass's
   call(C.ln_similarity_forward, results, q.h, k and k.h, base.kind == "cosine", tile_dtype, #plan,
     reductions, tiles.of(base, q, k, makes, held))
   for i, entry in ipairs(plan) do tensor.settle(entry.y, results[i - 1]) end
-  record_plan(plan, q, k, tile_dtype, reductions, held, parameters)
+  record_plan(plan, q, k, tile_dtype, reductions, held)
 end
 
 local group = false -- the plans of the innermost together, in order and by matrix
 
+-- Of the rows of a matrix: another number after each change in place.
+local function version_of(base)
+  return C.ln_tensor_version(base.q.h) + C.ln_tensor_version(base.k.h)
+end
+
 local function reduce(S, kind, link, arguments)
-  local entry = { S = S, kind = kind, y = tensor.defer(),
+  local entry = { S = S, kind = kind, y = tensor.defer(), taped = autograd.tape.on,
     traced = program.trace(link, arguments, kind_of(S)) }
   if not group then
     run{ entry }
@@ -203,7 +227,7 @@ local function reduce(S, kind, link, arguments)
   end
   local plan = group[S.base]
   if not plan or #plan == C.LN_MAX_REDUCTIONS then
-    plan = {}
+    plan = { version = version_of(S.base) }
     group[S.base] = plan
     group[#group + 1] = plan
   end
@@ -215,7 +239,12 @@ local function finish(outer, ok, ...)
   local plans = group
   group = outer
   if not ok then error((...), 0) end
-  for _, plan in ipairs(plans) do run(plan) end
+  for _, plan in ipairs(plans) do
+    if plan.version ~= version_of(plan[1].S.base) then
+      raise("similarity.together: rows were changed in place after a reduction of them")
+    end
+    run(plan)
+  end
   return ...
 end
 
@@ -249,7 +278,7 @@ end)
 -- Records that y (N,K), or (N) for one column, holds the entries at columns (N,K).
 local function record_entries(y, S, q, k, columns)
   if autograd.tape.on and (S.q.requires_grad or S.k.requires_grad) then
-    local node = autograd.save(autograd.record(y, at_rule, S.q, k and S.k), q, columns)
+    local node = autograd.save(autograd.record(y, at_rule, S.q, k and S.k), q, columns, k)
     node.q, node.k, node.columns, node.cosine = q, k, columns, S.kind == "cosine"
   end
   return y

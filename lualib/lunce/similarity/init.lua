@@ -154,7 +154,9 @@ function M.tile_dtype(name) return tiles.dtype(name) end
 --- tiles are kept (tile_memory).
 ---@param fn function
 ---@return any ... what fn returned
-function M.together(fn, ...) return engine.together(fn, ...) end
+function M.together(fn, ...)
+  return engine.together(tensor.need_function(fn, "similarity.together"), ...)
+end
 
 --- Leaves out each row's own column.
 ---@return lunce.Similarity

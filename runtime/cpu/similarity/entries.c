@@ -113,7 +113,7 @@ ln_status REAL(similarity_at_backward)(ln_tensor *dq, ln_tensor *dk, const ln_te
     real *to_q = dq != NULL ? (real *)dq->data : NULL;
     real *to_k = k == NULL ? to_q : dk != NULL ? (real *)dk->data : NULL;
     int team = ln_team(6 * count * d);
-    int64_t part = (d + 16 * team - 1) / (16 * team) * 16; /* whole cache lines */
+    int64_t part = d > 0 ? (d + 16 * team - 1) / (16 * team) * 16 : 1; /* whole cache lines */
 #pragma omp parallel num_threads(team)
     {
         ln_take_place();

@@ -12,10 +12,6 @@ static int64_t padded_height(int64_t rows) {
     return round_up(rows + MICRO_ROWS, MICRO_COLUMNS);
 }
 
-static int64_t padded_depth(const tile_pass *pass) {
-    return round_up(pass->d, MICRO_COLUMNS);
-}
-
 /* ---- Layouts ---- */
 
 /* n rows of d elements with their factors, and zeros up to height and to padded elements. */
@@ -32,7 +28,7 @@ static source source_of(const tile_pass *pass, bool of_q, int64_t first, int64_t
                     end > first ? end - first : 0,
                     height,
                     pass->d,
-                    padded_depth(pass)};
+                    padded_features(pass->d)};
 }
 
 /* Elements from..from + count of row i. */
@@ -88,7 +84,7 @@ static void pack_columns(real *columns, const real *rows, int64_t height, int64_
 #define SIDES_BYTES ((int64_t)16 << 20)
 
 static int64_t side_elements(const tile_pass *pass, int64_t rows) {
-    return padded_height(rows) * padded_depth(pass);
+    return padded_height(rows) * padded_features(pass->d);
 }
 
 /* Room for one layout, a block of its own: of its size there are others, which can be it later. */
@@ -145,7 +141,7 @@ void REAL(pack_part)(const tile_pass *pass, int64_t part) {
     const tile_side *side = of_q ? &pass->q_side : &pass->k_side;
     int64_t first = PART_ROWS * (of_q ? part : part - parts_of(&pass->q_side));
     int64_t left = side->height - first, n = of_q ? pass->n : pass->m;
-    int64_t height = left < PART_ROWS ? left : PART_ROWS, padded = padded_depth(pass);
+    int64_t height = left < PART_ROWS ? left : PART_ROWS, padded = padded_features(pass->d);
     source s = source_of(pass, of_q, first, n < first + height ? n : first + height, height);
     if (side->rows != NULL) {
         rows_of(side->rows + first * padded, &s);
@@ -157,13 +153,13 @@ void REAL(pack_part)(const tile_pass *pass, int64_t part) {
 /* ---- A pair of blocks ---- */
 
 int64_t REAL(pack_own_elements)(const tile_pass *pass, int64_t rows) {
-    return pass->packed ? 0 : 6 * padded_height(rows) * padded_depth(pass);
+    return pass->packed ? 0 : 6 * padded_height(rows) * padded_features(pass->d);
 }
 
 /* A block of a packed side. */
 static row_block block_of(const tile_pass *pass, const tile_side *side, int64_t first,
                           int64_t end) {
-    int64_t offset = first * padded_depth(pass);
+    int64_t offset = first * padded_features(pass->d);
     return (row_block){first,
                        end - first,
                        side->height,
@@ -180,7 +176,7 @@ static real *take(real **next, int64_t n) {
 
 static row_block own_block(const tile_pass *pass, real **next, bool of_q, int64_t first,
                            int64_t end) {
-    int64_t height = padded_height(end - first), elements = height * padded_depth(pass);
+    int64_t height = padded_height(end - first), elements = height * padded_features(pass->d);
     row_block b = {first,
                    end - first,
                    height,
@@ -213,12 +209,12 @@ void REAL(pack_rows)(const tile_pass *pass, real *to, int64_t row0, int64_t row1
 
 int64_t REAL(pack_column_panels)(const tile_pass *pass, int64_t *elements) {
     int64_t panels = (pass->m + MICRO_COLUMNS - 1) / MICRO_COLUMNS;
-    *elements = panels * MICRO_COLUMNS * round_up(pass->d, MICRO_COLUMNS);
+    *elements = panels * MICRO_COLUMNS * padded_features(pass->d);
     return panels;
 }
 
 void REAL(pack_column_panel)(const tile_pass *pass, real *panels, int64_t panel) {
-    int64_t padded = round_up(pass->d, MICRO_COLUMNS), first = panel * MICRO_COLUMNS;
+    int64_t padded = padded_features(pass->d), first = panel * MICRO_COLUMNS;
     real *to = panels + first * padded;
     for (int64_t i = 0; i < MICRO_COLUMNS; i++) {
         bool inside = first + i < pass->m;

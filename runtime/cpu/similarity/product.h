@@ -33,6 +33,12 @@ static inline int64_t round_up(int64_t n, int64_t to) {
     return (n + to - 1) / to * to;
 }
 
+/* The length of packed rows: whole panels, one at least, so that products of rows without features
+ * are 0. */
+static inline int64_t padded_features(int64_t d) {
+    return round_up(d > 0 ? d : 1, MICRO_COLUMNS);
+}
+
 /* sum = a b over k < K; a(i,k) at a[i * ra + k * ca]; b is a panel. */
 static inline __attribute__((always_inline)) void micro_product(vector sum[MICRO_ROWS][2],
                                                                 const real *a, int64_t ra,

@@ -317,7 +317,7 @@ static bool tile_is_empty(const tile_pass *pass, tile_mode mode, tile_range r) {
 static void run_tile(worker *w, real *kept, tile_mode mode, const row_block *q,
                      const row_block *k) {
     const tile_pass *pass = w->pass;
-    int64_t padded = round_up(pass->d, MICRO_COLUMNS);
+    int64_t padded = padded_features(pass->d);
     bool have = kept != NULL && pass->have_kept, keeps = kept != NULL && !have;
     bool weighs = keeps && pass->keep_weights;
     if ((!keeps || weighs) && tile_is_empty(pass, mode, w->r)) return;
@@ -355,7 +355,7 @@ static int64_t cost_of(int64_t rows, int64_t size) {
 /* About 24 blocks at least, but none too small for a tile, nor too large for the cache: of those,
  * the whole vectors that two threads share out best. */
 int64_t REAL(tile_block_rows)(int64_t rows, int64_t d) {
-    int64_t most = (1 << 19) / ((int64_t)sizeof(real) * round_up(d, MICRO_COLUMNS));
+    int64_t most = (1 << 19) / ((int64_t)sizeof(real) * padded_features(d));
     int64_t least = round_up(TILE_ROWS, MICRO_COLUMNS), largest = rows / 24;
     if (largest > most) largest = most;
     if (largest < 4 * least / 3) largest = 4 * least / 3;
@@ -427,7 +427,7 @@ void REAL(tile_pair)(const tile_pass *pass, void *scratch, real *kept, tile_mode
 
 int64_t REAL(tile_row_block)(const tile_pass *pass, int64_t most, int64_t *stride,
                              int64_t *elements) {
-    int64_t padded = round_up(pass->d, MICRO_COLUMNS);
+    int64_t padded = padded_features(pass->d);
     *stride = round_up(pass->m, MICRO_COLUMNS);
     int64_t rows = (4 << 20) / (*stride * (int64_t)sizeof(real)) / MICRO_ROWS * MICRO_ROWS;
     most = most < TILE_ROWS ? round_up(most, MICRO_ROWS) : TILE_ROWS;
@@ -438,7 +438,7 @@ int64_t REAL(tile_row_block)(const tile_pass *pass, int64_t most, int64_t *strid
 
 real *REAL(tile_rows)(const tile_pass *pass, const real *panels, real *scratch,
                       const ln_mask *masks, int n_masks, int64_t row0, int64_t row1) {
-    int64_t padded = round_up(pass->d, MICRO_COLUMNS), stride = round_up(pass->m, MICRO_COLUMNS);
+    int64_t padded = padded_features(pass->d), stride = round_up(pass->m, MICRO_COLUMNS);
     int64_t rows = round_up(row1 - row0, MICRO_ROWS);
     real *s = scratch + rows * padded;
     REAL(pack_rows)(pass, scratch, row0, row1, rows);
