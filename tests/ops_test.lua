@@ -354,12 +354,12 @@ describe("index_copy_", function()
 
   it("the same bits for teams of 1, 2, 3 and 5", function()
     local before, first = lunce.threads(), nil
-    local places = lunce.randint(1, 50, { 3000 }, { seed = 1, dtype = "int64" })
-    local src = lunce.randn(3000, 40, { seed = 2 })
+    local places = lunce.randint(1, 50, { 40000 }, { seed = 1, dtype = "int64" })
+    local src = lunce.randn(40000, 4, { seed = 2 })
     for _, team in ipairs{ 1, 2, 3, 5 } do
       lunce.threads(team)
-      local x = lunce.zeros(50, 40):index_copy_(1, places, src)
-      local y = lunce.zeros(40, 50):index_copy_(2, places, src:t())
+      local x = lunce.zeros(50, 4):index_copy_(1, places, src)
+      local y = lunce.zeros(4, 50):index_copy_(2, places, src:t())
       first = first or x
       assert.is_true(first:eq(x):all():item() and first:t():eq(y):all():item())
     end
