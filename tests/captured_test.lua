@@ -71,6 +71,32 @@ describe("sup_con in a captured step", function()
     assert.is_true(losses:std():item() > 0.1)
   end)
 
+  it("takes tails whose candidates shapes tell", function()
+    local at = lunce.randint(1, 40, { 40 }, { seed = 2, dtype = "int64", device = "cuda" })
+    local k = lunce.randn(70, 5, on_gpu(9))
+    local function tails(z)
+      local S, all = lunce.similarity, {}
+      local cosine = S.cosine(z)
+      for _, matrix in ipairs { S.cosine(z, k), S.cosine(z, k):t(), cosine:without_self(),
+        cosine:without(at), cosine:triangle(), cosine } do
+        for _, fit in ipairs { matrix:tail(), matrix:tail { pooled = true } } do
+          for _, name in ipairs { "beta_hat", "r2", "delta_aic" } do
+            local value = fit[name]
+            all[#all + 1] = lunce.is_tensor(value) and value:reshape(-1)
+              or lunce.full({ 1 }, value, { dtype = "float64", device = "cuda" })
+          end
+          all[#all + 1] = lunce.full({ 1 }, fit.k, { dtype = "float64", device = "cuda" })
+        end
+      end
+      return lunce.cat(all, 1)
+    end
+    local step = captured(tails)
+    for i = 1, 3 do
+      local z = lunce.randn(40, 5, on_gpu(i))
+      same(tails(z), step(z))
+    end
+  end)
+
   it("counts candidates on the device", function()
     local S, at = lunce.similarity, gpu_labels { 3, -1, 1, 1, 9, 5 }
     local step = captured(function(z, labels)

@@ -339,6 +339,7 @@ describe("a captured step refuses", function()
   local sgd = optim.SGD({ w }, { lr = 0.1, momentum = 0.9 })
   local scaler = optim.GradScaler()
   local host = lunce.ones(3, CPU)
+  local index = lunce.tensor({ 1, 2 }, { dtype = "int64", device = "cuda" })
 
   local CASES = {
     item = { function(z) z:sum():item() end, "item: cannot be a part of a captured step" },
@@ -359,10 +360,11 @@ describe("a captured step refuses", function()
     ["numbers drawn on the cpu"] = { function() lunce.rand(3, CPU) end, "drawn on the cpu" },
     ["a permutation"] = { function() lunce.randperm(3, GPU) end, "randperm: cannot" },
     schedule = { function() sgd:schedule(0.5) end, "schedule: cannot", "before the step" },
-    ["a tail"] = { function(z) lunce.similarity.cosine(z):tail() end, "tail: cannot",
-      "give it candidates" },
-    ["a pooled tail"] = { function(z)
-      lunce.similarity.cosine(z):tail{ pooled = true }
+    ["a tail of candidates that masks count"] = { function(z)
+      lunce.similarity.cosine(z):without_self():without(index):tail()
+    end, "tail: cannot", "give it candidates" },
+    ["a pooled tail of labels"] = { function(z)
+      lunce.similarity.cosine(z):same(index):tail{ pooled = true }
     end, "tail: cannot" },
     ["an update of a scaler that saw nothing there"] = { function()
       scaler:update()
