@@ -267,14 +267,16 @@ static __device__ void state_end(state *t, const epilogue &a, long long i, long 
 
 /* ---- A block ---- */
 
-/* Begins to copy so many rows from `first` on, of `count`, to shared memory. */
+/* Begins to copy so many rows from `first` on, of `count`, to shared memory, in pieces of 16 bytes.
+ * Not unrolled: addresses of pieces to come would take registers from the tile. */
 static __device__ void fetch(char *to, const void *from, long long first, long long count,
                              int rows) {
+#pragma unroll 1
     for (int t = threadIdx.x; t < rows * FEATURES; t += FUSED_THREADS) {
-        int row = t / FEATURES, feature = t % FEATURES * 8;
+        int row = t / FEATURES; /* rows are a piece further apart there */
         bool given = first + row < count;
-        long long at = (given ? first + row : 0) * WIDTH + feature;
-        copy_begin(to + row * PITCH + 2 * feature, (const char *)from + 2 * at, given);
+        const char *piece = (const char *)from + 16 * (first * FEATURES + t);
+        copy_begin(to + 16 * (t + row), given ? piece : from, given);
     }
 }
 
@@ -343,7 +345,11 @@ static __device__ void take_block(const epilogue &a, long long first, long long 
     state_end(&t, a, i, split);
 }
 
-extern "C" __global__ void __launch_bounds__(FUSED_THREADS) epilogue_kernel(epilogue a) {
+/* Of wide rows shared memory holds two or three blocks: unless told, the compiler would spill
+ * registers for the sake of more. 0 leaves it to the compiler. */
+enum { RESIDENT = WIDTH > 128 && LN_EPILOGUE != EPILOGUE_FUSED_GRADIENT ? 2 : 0 };
+
+extern "C" __global__ void __launch_bounds__(FUSED_THREADS, RESIDENT) epilogue_kernel(epilogue a) {
     long long down = (a.rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
     for (long long block = blockIdx.x; block < down * a.splits; block += gridDim.x)
         take_block(a, block % down * BLOCK_ROWS, block / down);
