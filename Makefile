@@ -167,7 +167,8 @@ cuda-host: $(BUILD)/tests/liblunce_cuda.so $(BUILD)/tests/cuda-host-check \
   $(BUILD)/tests/libcudnn.so.9 $(BUILD)/tests/cuda-host/cudnn_check.o \
   $(if $(NVCC),$(BUILD)/tests/nvrtc)
 
--include $(LIBRARY_OBJS:.o=.d) $(PROGRAM_OBJS:.o=.d) $(CUDA_OBJS:.o=.d) $(HOST_OBJS:.o=.d)
+-include $(LIBRARY_OBJS:.o=.d) $(PROGRAM_OBJS:.o=.d) $(CUDA_OBJS:.o=.d) $(HOST_OBJS:.o=.d) \
+  $(wildcard $(BUILD)/tests/cuda-host/*.d)
 
 # The set-up may bring what the variables above ask for, so make starts anew after it.
 demo: deps ## set up, build, then train on the shipped digits (DEVICE=cuda: on a GPU)

@@ -265,6 +265,8 @@ ln_status ln_index_check(const ln_tensor *index, int64_t extent, const char *wha
 ln_status ln_index_select(ln_tensor **out, const ln_tensor *x, int dim, const ln_tensor *index);
 /* dst at index along dim += src, in the order of index (deterministic). */
 ln_status ln_index_add(ln_tensor *dst, int dim, const ln_tensor *index, const ln_tensor *src);
+/* dst at index along dim = src, of another storage; of what goes to one place the last stays. */
+ln_status ln_index_copy(ln_tensor *dst, int dim, const ln_tensor *index, const ln_tensor *src);
 /* torch.gather and torch.Tensor.scatter_add_. index has x's (src's) number of dimensions. */
 ln_status ln_gather(ln_tensor **out, const ln_tensor *x, int dim, const ln_tensor *index);
 ln_status ln_scatter_add(ln_tensor *dst, int dim, const ln_tensor *index, const ln_tensor *src);

@@ -1,6 +1,6 @@
 -- Captured steps whose state or decision the device has: labelled losses, a moving Weibull shape, a
--- GradScaler. What a replay leaves behind is what the function leaves behind, to the bit where the
--- engine's shifts are the same, and the host reads it when it asks.
+-- MoCo queue, a GradScaler. What a replay leaves behind is what the function leaves behind, to the
+-- bit where the engine's shifts are the same, and the host reads it when it asks.
 local lunce = require "lunce"
 local optim = lunce.optim
 
@@ -14,6 +14,17 @@ local function on_gpu(seed) return { device = "cuda", seed = seed } end
 local function gpu_labels(list) return lunce.tensor(list, { dtype = "int64", device = "cuda" }) end
 local function plain(fn) return fn end
 local function captured(fn) return lunce.graph(fn, { warmup = 1 }) end
+
+-- That a captured step refuses fn, which concerns numbers of its own.
+local function only_outside(fn, what)
+  local calls = 0
+  local step = captured(function()
+    calls = calls + 1
+    if calls > 1 then fn() end
+  end)
+  step()
+  refuses(step, what .. ": cannot be a part of a captured step", "between its calls")
+end
 
 local function same(a, b, name)
   assert.equal(a.dtype, b.dtype)
@@ -58,6 +69,32 @@ describe("sup_con in a captured step", function()
     same(w, v)
     assert.equal(0, again[6]:item())
     assert.is_true(losses:std():item() > 0.1)
+  end)
+
+  it("takes tails whose candidates shapes tell", function()
+    local at = lunce.randint(1, 40, { 40 }, { seed = 2, dtype = "int64", device = "cuda" })
+    local k = lunce.randn(70, 5, on_gpu(9))
+    local function tails(z)
+      local S, all = lunce.similarity, {}
+      local cosine = S.cosine(z)
+      for _, matrix in ipairs { S.cosine(z, k), S.cosine(z, k):t(), cosine:without_self(),
+        cosine:without(at), cosine:triangle(), cosine } do
+        for _, fit in ipairs { matrix:tail(), matrix:tail { pooled = true } } do
+          for _, name in ipairs { "beta_hat", "r2", "delta_aic" } do
+            local value = fit[name]
+            all[#all + 1] = lunce.is_tensor(value) and value:reshape(-1)
+              or lunce.full({ 1 }, value, { dtype = "float64", device = "cuda" })
+          end
+          all[#all + 1] = lunce.full({ 1 }, fit.k, { dtype = "float64", device = "cuda" })
+        end
+      end
+      return lunce.cat(all, 1)
+    end
+    local step = captured(tails)
+    for i = 1, 3 do
+      local z = lunce.randn(40, 5, on_gpu(i))
+      same(tails(z), step(z))
+    end
   end)
 
   it("counts candidates on the device", function()
@@ -199,6 +236,127 @@ describe("a moving shape in a captured step", function()
     local numbers = captured(function() return state:update { beta_hat = 3, r2 = 1 } end)
     numbers()
     refuses(function() numbers() end, "moving_beta:update: in a captured step", "tensors")
+  end)
+end)
+
+-- ---- A queue of keys -------------------------------------------------------------------------
+
+describe("moco in a captured step", function()
+  local nn = lunce.nn
+  local SIZE, N = 11, 4
+
+  local function new_encoder(from)
+    lunce.manual_seed(5)
+    local net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5))
+      :to "cuda"
+    if from then net:load_state_dict(from:state_dict()) end
+    return net
+  end
+
+  -- Eleven steps: the queue's end lies within a batch of keys at most of its turns.
+  local function train(wrap, more)
+    local encoder = new_encoder()
+    local momentum_encoder = new_encoder(encoder)
+    local sgd = optim.SGD(encoder:parameters(), { lr = 0.2, momentum = 0.9 })
+    local queue = lunce.loss.queue(SIZE, 5, { seed = 3, device = "cuda" })
+    local momentum_parameters = momentum_encoder:parameters()
+    local step = wrap(function(x_q, x_k, m)
+      local k = lunce.no_grad(function()
+        for i, p in ipairs(encoder:parameters()) do
+          momentum_parameters[i]:mul_(m):add_(p * (1 - m))
+        end
+        return momentum_encoder(x_k)
+      end)
+      sgd:zero_grad()
+      local value = lunce.loss.moco(encoder(x_q), k, queue.keys, { tau = 0.2 })
+      value:backward()
+      sgd:step()
+      queue:push(k)
+      if more then queue:push(k:narrow(1, 1, 1) * 2) end
+      return value, k
+    end)
+    local losses, keys, places = {}, {}, {}
+    for i = 1, 11 do
+      local x = lunce.randn(N, 6, on_gpu(i))
+      local value, k = step(x, x + 0.1 * lunce.randn(N, 6, on_gpu(50 + i)),
+        lunce.full({}, 1 - 0.1 / i, GPU))
+      losses[i], keys[i] = value:detach(), k
+      if i % 3 == 0 then places[#places + 1] = queue.next end
+    end
+    local left = { losses = lunce.stack(losses), keys = lunce.cat(keys, 1), queue = queue.keys }
+    for name, t in pairs(encoder:state_dict()) do left["encoder." .. name] = t end
+    for name, t in pairs(momentum_encoder:state_dict()) do left["momentum." .. name] = t end
+    places[#places + 1] = queue.next
+    return left, places, queue
+  end
+
+  for _, more in ipairs { false, true } do
+    it("has the bits of encoders and queue" .. (more and ", pushed to twice" or ""), function()
+      local left, places = train(plain, more)
+      local again, others = train(captured, more)
+      same_dicts(left, again)
+      assert.same(places, others)
+      assert.equal(11 * (more and N + 1 or N) % SIZE + 1, places[4])
+      assert.is_true(left.losses:std():item() > 0.01)
+      if more then return end
+      -- By hand: row (i-1) % SIZE + 1 has the last key i that came to it.
+      for i = 11 * N - SIZE + 1, 11 * N do
+        same(left.keys[i], again.queue[(i - 1) % SIZE + 1])
+      end
+    end)
+  end
+
+  it("has a queue that the host pushes to, saves and loads between replays", function()
+    local function run(wrap)
+      local queue = lunce.loss.queue(5, 2, { device = "cuda", dtype = "float64" })
+      local function push(x) queue:push(x) end
+      local first, second, seen, saved = wrap(push), wrap(push), {}, nil
+      for i, how in ipairs { first, second, first, second, push, first, first, second, push, push,
+        second, first } do
+        how(lunce.randn(i == 5 and 5 or 3, 2, { seed = i, device = "cuda", dtype = "float64" }))
+        if i == 6 then
+          saved = queue:state_dict()
+          saved.keys = saved.keys:clone()
+        end
+        if i == 8 or i == 10 then
+          queue:load_state_dict(saved)
+          same(saved.keys, queue.keys)
+          assert.equal(saved.next:item(), queue.next)
+        end
+        if i > 4 then seen[#seen + 1] = queue.keys:clone() end
+        if i % 3 == 0 then
+          seen[#seen + 1] = lunce.full({ 5, 2 }, queue.next, { dtype = "float64", device = "cuda" })
+        end
+      end
+      return lunce.stack(seen)
+    end
+    same(run(plain), run(captured))
+  end)
+
+  it("takes a batch of the queue's size, one of no keys, and what is not finite", function()
+    local queue = lunce.loss.queue(3, 2, GPU)
+    local step = captured(function(x, none)
+      queue:push(x)
+      queue:push(none)
+    end)
+    local none = lunce.zeros(0, 2, GPU)
+    step(lunce.full({ 3, 2 }, 1 / 0, GPU), none)
+    for i = 1, 3 do
+      step(lunce.arange(6, GPU):reshape(3, 2) * i, none)
+      assert.same({ { i, 2 * i }, { 3 * i, 4 * i }, { 5 * i, 6 * i } }, queue.keys:tolist())
+      assert.equal(1, queue.next)
+    end
+  end)
+
+  it("tells and takes the queue's place outside only", function()
+    local queue = lunce.loss.queue(3, 2, GPU)
+    local state = queue:state_dict()
+    only_outside(function() return queue.next end, "queue")
+    only_outside(function() queue:state_dict() end, "queue")
+    only_outside(function() queue:load_state_dict(state) end, "queue")
+    local keys = lunce.randn(4, 2, GPU)
+    local step = captured(function(x) queue:push(x) end)
+    refuses(function() step(keys) end, "queue:push: keys (4,2) for a queue (3,2)")
   end)
 end)
 
@@ -346,19 +504,45 @@ describe("a GradScaler in a captured step", function()
 
   it("tells and takes its numbers outside only, as a moving shape does", function()
     local scaler, state = optim.GradScaler(), lunce.loss.beta_state()
-    for what, fn in pairs {
-      ["GradScaler: cannot"] = function() scaler:get_scale() end,
-      ["the device's there"] = function() scaler:load_state_dict(scaler:state_dict()) end,
-      ["beta_state: cannot"] = function() return state.fitted and state:state_dict() end,
+    local scaler_dict, state_dict = scaler:state_dict(), state:state_dict()
+    for what, list in pairs {
+      GradScaler = { function() scaler:get_scale() end, function() scaler:state_dict() end,
+        function() scaler:load_state_dict(scaler_dict) end },
+      beta_state = { function() return state.fitted end, function() state:state_dict() end,
+        function() state:load_state_dict(state_dict) end },
     } do
-      local calls = 0
-      local step = captured(function()
-        calls = calls + 1
-        if calls > 1 then fn() end
-      end)
-      step()
-      refuses(step, what)
+      for _, fn in ipairs(list) do only_outside(fn, what) end
     end
+  end)
+
+  it("saves, and goes back to what it saved, between replays", function()
+    local function run(wrap)
+      local w = lunce.ones(3, GPU):requires_grad_()
+      local sgd = optim.SGD({ w }, { lr = 0.1 })
+      local scaler = optim.GradScaler { init_scale = 8, growth_interval = 2 }
+      local step = wrap(function(x)
+        sgd:zero_grad()
+        scaler:scale((w * x):sum()):backward()
+        scaler:step(sgd)
+        scaler:update()
+      end)
+      local seen, saved = {}, nil
+      for i = 1, 12 do
+        step(lunce.full({ 3 }, i % 5 == 0 and math.huge or i, GPU))
+        if i == 3 then saved = scaler:state_dict() end
+        if i == 9 then scaler:load_state_dict(saved) end
+        local now = scaler:state_dict()
+        seen[i] = { now.scale:item(), now.growth_tracker:item(), scaler:get_scale() }
+      end
+      return w, seen
+    end
+    local w, seen = run(plain)
+    local v, others = run(captured)
+    same(w, v)
+    assert.same(seen, others)
+    assert.same({ 16, 1, 16 }, seen[9])
+    assert.same(seen[3], seen[9])
+    assert.are_not.same(seen[8], seen[9])
   end)
 
   it("has its update there, too, and no step that is always made after its own", function()

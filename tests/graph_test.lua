@@ -132,6 +132,51 @@ it("a link's parameters that are tensors take running maxima", function()
   assert.is_true((step(x, other) - lse(x, other)):abs():max():item() < 1e-4)
 end)
 
+describe("a link's tensors in tiles of halves, captured", function()
+  local similarity = lunce.similarity
+
+  -- Columns whose similarities rise to row 1 and fall to row 2; to the others they have a peak.
+  local function rising()
+    local angles = lunce.arange(200, GPU) / 201 * math.pi
+    local k = lunce.stack({ angles:cos() * -1, angles:sin(), angles * 0 }, 2)
+    local q = lunce.randn(70, 3, on_gpu(7))
+    q:narrow(1, 1, 2):copy_(lunce.stack({ k[200], k[1] }, 1))
+    return q, k
+  end
+
+  -- With a fixed shift, unless captured: the rounding of sums of 200 float32.
+  for name, make in pairs {
+    ["two sets"] = function(q, k) return similarity.cosine(q, k) end,
+    ["two sets, transposed"] = function(q, k) return similarity.cosine(k, q):t() end,
+    ["rows whose candidates come late, and one without"] = function(q, k)
+      local rows = lunce.arange(70, GPU):le(40):long() + lunce.arange(70, GPU):eq(70):long() * 2
+      return similarity.cosine(q, k):same(rows, lunce.arange(200, GPU):gt(140):long())
+    end,
+    ["one set"] = function(_, k) return similarity.cosine(k):without_self() end,
+    ["one set, a triangle"] = function(_, k) return similarity.cosine(k):triangle() end,
+  } do
+    it("have the sums of a fixed shift: " .. name, function()
+      local q, k = rising()
+      local t = lunce.full({ 1 }, 0.1, GPU)
+      local function lse(temperature)
+        return make(q, k):lse(function(s, u) return s / u end, temperature)
+      end
+      similarity.tile_dtype "float16"
+      local ok, fault = pcall(function()
+        local step = captured(lse)
+        local fixed = step(t)
+        local running = step(t)
+        local few = fixed:eq(-math.huge)
+        same(few, running:eq(-math.huge))
+        assert.is_true((fixed - running):masked_fill(few, 0):abs():max():item() < 2e-6)
+        assert.is_true(fixed:masked_fill(few, 0):std():item() > 0.1)
+      end)
+      similarity.tile_dtype "float32"
+      assert(ok, fault)
+    end)
+  end
+end)
+
 it("gradients are clipped on the device, to the same bits", function()
   for _, most in ipairs{ 0.3, 1, 1e9 } do
     local w, v = lunce.ones(7, GPU):requires_grad_(), lunce.ones(2, 3, GPU):requires_grad_()
@@ -339,6 +384,7 @@ describe("a captured step refuses", function()
   local sgd = optim.SGD({ w }, { lr = 0.1, momentum = 0.9 })
   local scaler = optim.GradScaler()
   local host = lunce.ones(3, CPU)
+  local index = lunce.tensor({ 1, 2 }, { dtype = "int64", device = "cuda" })
 
   local CASES = {
     item = { function(z) z:sum():item() end, "item: cannot be a part of a captured step" },
@@ -359,10 +405,11 @@ describe("a captured step refuses", function()
     ["numbers drawn on the cpu"] = { function() lunce.rand(3, CPU) end, "drawn on the cpu" },
     ["a permutation"] = { function() lunce.randperm(3, GPU) end, "randperm: cannot" },
     schedule = { function() sgd:schedule(0.5) end, "schedule: cannot", "before the step" },
-    ["a tail"] = { function(z) lunce.similarity.cosine(z):tail() end, "tail: cannot",
-      "give it candidates" },
-    ["a pooled tail"] = { function(z)
-      lunce.similarity.cosine(z):tail{ pooled = true }
+    ["a tail of candidates that masks count"] = { function(z)
+      lunce.similarity.cosine(z):without_self():without(index):tail()
+    end, "tail: cannot", "give it candidates" },
+    ["a pooled tail of labels"] = { function(z)
+      lunce.similarity.cosine(z):same(index):tail{ pooled = true }
     end, "tail: cannot" },
     ["an update of a scaler that saw nothing there"] = { function()
       scaler:update()

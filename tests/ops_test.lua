@@ -273,6 +273,100 @@ describe("an element has the same bits in a tensor of 32 MB as in a small one:",
   end
 end)
 
+describe("index_copy_", function()
+  local function at(list, dtype) return lunce.tensor(list, { dtype = dtype or "int64" }) end
+
+  -- x with the lines of src written one after the other.
+  local function by_lines(x, dim, list, src)
+    local y = x:clone()
+    for i, place in ipairs(list) do y:select(dim, place):copy_(src:select(dim, i)) end
+    return y
+  end
+
+  local LAYOUTS = {
+    ["as it is"] = function(x) return x:clone() end,
+    transposed = function(x) return x:transpose(1, -1):contiguous():transpose(1, -1) end,
+    ["a part"] = function(x)
+      local shape = { unpack(x.shape) }
+      shape[#shape] = shape[#shape] + 3
+      return lunce.zeros(shape, { dtype = x.dtype }):narrow(#shape, 2, shape[#shape] - 3):copy_(x)
+    end,
+  }
+
+  for layout, arranged in pairs(LAYOUTS) do
+    it("writes lines in the order of the index, " .. layout, function()
+      for _, dtype in ipairs { "float32", "float64", "float16", "bfloat16", "int64", "uint8" } do
+        local x = lunce.randint(0, 99, { 5, 70, 3 }, { seed = 1 }):to(dtype)
+        for dim, list in ipairs { { 4, 1, 4, -1, 1, 5 }, { 70, 1, -1, 33, 69, 33 }, { 2 } } do
+          local shape = { 5, 70, 3 }
+          shape[dim] = #list
+          local src = arranged(lunce.randint(100, 199, shape, { seed = 2 }):to(dtype))
+          local y = arranged(x)
+          assert.equal(y, y:index_copy_(dim, at(list, dim == 2 and "int32" or nil), src))
+          assert.is_true(y:eq(by_lines(x, dim, list, src)):all():item())
+        end
+      end
+    end)
+  end
+
+  it("writes over what is not finite, and nothing for an empty index", function()
+    local x = lunce.tensor { 1 / 0, 0 / 0, 3, -1 / 0 }
+    x:index_copy_(1, at { 2, 1, 4 }, lunce.tensor { 5, 6, 7 })
+    assert.same({ 6, 5, 3, 7 }, x:tolist())
+    x:index_copy_(1, lunce.zeros(0, { dtype = "int64" }), lunce.zeros(0))
+    assert.same({ 6, 5, 3, 7 }, x:tolist())
+  end)
+
+  it("refuses what does not fit, and changes nothing then", function()
+    local x, rows = lunce.arange(6):reshape(3, 2), lunce.zeros(2, 2)
+    for text, fn in pairs {
+      ["index_copy_: index 4 at position 2 is outside 1..3"] = function()
+        return x:index_copy_(1, at { -1, 4 }, rows):sum():item()
+      end,
+      ["index_copy_: (2,2) float32 along dimension 2 into (3,2) float32 at an index of 2"] =
+        function() x:index_copy_(2, at { 1, 2 }, rows) end,
+      ["index_copy_: (2,2) float64 into (3,2) float32; dtypes must be equal"] =
+        function() x:index_copy_(1, at { 1, 2 }, rows:double()) end,
+      ["index_copy_: the source is a view of what is written to; clone it"] =
+        function() x:index_copy_(1, at { 1, 2 }, x:narrow(1, 2, 2)) end,
+      ["index_copy_: the index is float32"] =
+        function() x:index_copy_(1, lunce.ones(2), rows) end,
+      ["index_copy_: cannot write in place into an expanded tensor"] =
+        function() lunce.zeros(1, 2):expand(3, -1):index_copy_(1, at { 1, 2 }, rows) end,
+      ["in-place change of a tensor that requires a gradient"] =
+        function() lunce.zeros(3, 2):requires_grad_():index_copy_(1, at { 1, 2 }, rows) end,
+      ["the source requires a gradient"] =
+        function() x:index_copy_(1, at { 1, 2 }, rows:clone():requires_grad_()) end,
+    } do
+      local ok, message = pcall(fn)
+      assert.is_false(ok)
+      assert(message:find(text, 1, true), message)
+    end
+    if x.device == "cpu" then assert.equal(21, x:sum():item()) end
+  end)
+
+  it("counts as a change of what it writes", function()
+    local x, w = lunce.ones(3), lunce.ones(3):requires_grad_()
+    local y = (w * x):sum()
+    x:index_copy_(1, at { 2 }, lunce.zeros(1))
+    assert.is_false((pcall(y.backward, y)))
+  end)
+
+  it("the same bits for teams of 1, 2, 3 and 5", function()
+    local before, first = lunce.threads(), nil
+    local places = lunce.randint(1, 50, { 40000 }, { seed = 1, dtype = "int64" })
+    local src = lunce.randn(40000, 4, { seed = 2 })
+    for _, team in ipairs{ 1, 2, 3, 5 } do
+      lunce.threads(team)
+      local x = lunce.zeros(50, 4):index_copy_(1, places, src)
+      local y = lunce.zeros(4, 50):index_copy_(2, places, src:t())
+      first = first or x
+      assert.is_true(first:eq(x):all():item() and first:t():eq(y):all():item())
+    end
+    lunce.threads(before)
+  end)
+end)
+
 describe("what does not fit is refused at the caller's line:", function()
   -- A device tells of indices at the next wait for it.
   local function refused(pattern, f, ...)

@@ -315,6 +315,43 @@ describe("the tail:", function()
     assert.is_false(tail.beta_hat.requires_grad)
   end)
 
+  it("takes as many candidates as are counted, whatever tells their number", function()
+    local z, other = lunce.randn(30, 4, { seed = 1 }), lunce.randn(34, 4, { seed = 2 })
+    local S, at = similarity.cosine(z), lunce.randint(1, 30, { 30 }, { seed = 3 }):long()
+    local alike = lunce.ones(30, { dtype = "int64" })
+    local half = alike:cumsum(1):gt(9):long()
+    at[1] = -1
+    for name, matrix in pairs { none = S, two = similarity.cosine(z, other),
+      turned = similarity.cosine(z, other):t(), self = S:without_self(), without = S:without(at),
+      triangle = S:triangle(), both = S:without_self():without(at), same = S:same(half),
+      different = S:different(half),
+      ["no rows"] = similarity.cosine(z:narrow(1, 1, 0), other) } do
+      local count = matrix:count()
+      local fewest = matrix.N > 0 and count:min():item() or 0
+      assert.equal(math.min(fewest, 32), matrix:tail().k, name)
+      local pooled = matrix:tail { pooled = true }
+      assert.equal(count:sum():item(), pooled and pooled.k or 0, name)
+    end
+    -- The same, where the candidates are counted.
+    for _, masked in ipairs { function(x) return x:without_self() end,
+      function(x) return x:without(at) end, function(x) return x:triangle() end } do
+      local known, counted = masked(S):tail { pooled = true },
+        masked(S):same(alike):tail { pooled = true }
+      assert.same(counted, known)
+    end
+  end)
+
+  it("refuses an index out of range, whether it counts or not", function()
+    local S = similarity.cosine(lunce.randn(30, 4, { seed = 1 }))
+    local far = lunce.full({ 30 }, 31, { dtype = "int64" })
+    for _, pooled in ipairs { false, true } do
+      assert.has_error(function()
+        local tail = S:without(far):tail { pooled = pooled }
+        return not pooled and tail.rho:sum():item()
+      end)
+    end
+  end)
+
   it("is not fitted where fewer than ten candidates are pooled", function()
     assert.is_nil(similarity.cosine(q:narrow(1, 1, 3)):without_self():tail{ pooled = true })
   end)

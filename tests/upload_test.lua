@@ -145,6 +145,7 @@ describe("an upload", function()
       function(x) x:copy_(lunce.zeros(1000, { device = "cuda" })) end,
       function(x) x:copy_(lunce.zeros(1000, { dtype = "float64", device = "cuda" })) end,
       function(x) assert.equal(0, C.ln_index_add(x.h, 0, ones.h, lunce.ones(2, CPU).h)) end,
+      function(x) x:index_copy_(1, ones, lunce.ones(2, CPU)) end,
       function(x)
         require("lunce.io").with_opened(here .. "upload_test.lua", "test", function(file)
           assert.equal(0, C.ln_file_read_tensor(x.h, file, 0))

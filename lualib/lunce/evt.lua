@@ -231,6 +231,7 @@ end
 
 ---@param state table as state_dict gives
 function Moving:load_state_dict(state)
+  self.numbers:need_host()
   local values = state.beta
   if not values or values:numel() ~= 2 then
     raise("moving_beta:load_state_dict: takes { beta = a tensor of 2 }, as state_dict gives")

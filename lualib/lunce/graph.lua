@@ -262,10 +262,11 @@ local model = ffi.new "const char *[1]"
 --- Lua runs no more: what fn does with Lua's numbers and tables happens once. What waits for the
 --- device inside (item, a print, copies to or from the CPU) is an error that names it. What else
 --- would be numbers is tensors there: clip_grad_norm's norm, what a GradScaler's unscale and step
---- tell, a pooled tail, a beta_state's beta. A GradScaler's scale, Adam's count under it and a
---- beta_state lie on the device then; who reads them outside waits for it. Tensors are freed as by
---- lunce.scope. Its memory stays its own until it and what was made in it (gradients too) are
---- collected.
+--- tell, a pooled tail, a beta_state's beta; a number of its own for every call, the momentum of a
+--- momentum encoder say, is an argument without dimensions. A GradScaler's scale, Adam's count
+--- under it, a beta_state and the place in a loss.queue lie on the device then; who reads them
+--- outside waits for it. Tensors are freed as by lunce.scope. Its memory stays its own until it and
+--- what was made in it (gradients too) are collected.
 ---@param fn function
 ---@param given { warmup: integer, device: string }|nil warmup: 2, at least 1; device: "cuda"
 ---@return lunce.CapturedStep

@@ -13,15 +13,16 @@ local no_capture = require("lunce.tensor").no_capture
 local Numbers = {}
 Numbers.__index = Numbers
 
--- What the host would read or write is done once only, and not at a replay.
-local function check_host(self)
-  no_capture(self.what, "its numbers are the device's there; read and load them outside")
+--- Refuses a captured step: what the host would read or write there is done once only, and not at
+--- a replay.
+function Numbers:need_host()
+  no_capture(self.what, "its numbers are the device's there; read and load them between its calls")
 end
 
 --- The numbers as they are, which is waited for where a device has them. Not to be changed.
 ---@return table<string, number>
 function Numbers:values()
-  check_host(self)
+  self:need_host()
   if not self.here then
     local home = {}
     for i, value in ipairs(self.there:tolist()) do home[self.names[i]] = value end
@@ -33,7 +34,7 @@ end
 --- Changes those that are given.
 ---@param changed table<string, number>
 function Numbers:set(changed)
-  check_host(self)
+  self:need_host()
   local values = {}
   for _, name in ipairs(self.names) do values[name] = changed[name] or self:values()[name] end
   self.here, self.written = values, true

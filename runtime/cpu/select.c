@@ -1,8 +1,9 @@
-/* Choosing and adding at positions that an index tensor holds. gather and scatter_add are one walk
- * over the index with a different move at each of its elements; index_select and index_add are the
- * same walk with an index that does not vary along the other dimensions. Invariants: the index is
- * checked whole before anything is written; an element of dst receives its sources in the order of
- * the index, whatever the team, which shares only elements of different lines. */
+/* Choosing, adding and writing at positions that an index tensor holds. gather and scatter_add are
+ * one walk over the index with a different move at each of its elements; index_select, index_add
+ * and index_copy are the same walk with an index that does not vary along the other dimensions.
+ * Invariants: the index is checked whole before anything is written; an element of dst receives its
+ * sources in the order of the index, whatever the team, which shares only elements of different
+ * lines. */
 #include "axis.h"
 #include "row.h"
 
@@ -17,9 +18,12 @@ enum {
     RUN = 64         /* neighbours that one item adds to, all along their lines */
 };
 
+/* shaped = addressed; addressed += shaped; addressed = shaped. */
+typedef enum { TAKE, ADD, REPLACE } move;
+
 typedef struct {
     const ln_tensor *addressed, *shaped;
-    bool adds;      /* addressed += shaped; otherwise shaped = addressed */
+    move move;
     int64_t *index; /* positions from 0 */
     axis outer[LN_MAX_DIMS];
     int outer_count;
@@ -129,7 +133,8 @@ static inline __attribute__((always_inline)) void move_row_of(const walk *w, cha
     for (int64_t i = 0; i < n; i++) {
         char *a = addressed + index[i * steps[INDEX]] * line_step + i * steps[ADDRESSED];
         char *s = shaped + i * steps[SHAPED];
-        if (w->adds) add_element(a, s, dtype);
+        if (w->move == ADD) add_element(a, s, dtype);
+        else if (w->move == REPLACE) copy_element(a, s, size);
         else copy_element(s, a, size);
     }
 }
@@ -146,12 +151,16 @@ static void move_run(const walk *w, char *addressed, char *shaped, int64_t n) {
     int dtype = w->addressed->dtype;
     size_t size = ln_dtype_size(dtype);
     int64_t a_step = w->inner.step[ADDRESSED], s_step = w->inner.step[SHAPED];
-    bool packed = a_step == (int64_t)size && s_step == (int64_t)size;
-    if (w->adds) add_run(addressed, shaped, dtype, n, a_step, s_step);
-    else if (packed) memcpy(shaped, addressed, (size_t)n * size);
+    if (w->move == ADD) {
+        add_run(addressed, shaped, dtype, n, a_step, s_step);
+        return;
+    }
+    bool packed = a_step == (int64_t)size && s_step == (int64_t)size, back = w->move == REPLACE;
+    char *to = back ? addressed : shaped, *from = back ? shaped : addressed;
+    int64_t to_step = back ? a_step : s_step, from_step = back ? s_step : a_step;
+    if (packed) memcpy(to, from, (size_t)n * size);
     else
-        for (int64_t i = 0; i < n; i++)
-            copy_element(shaped + i * s_step, addressed + i * a_step, size);
+        for (int64_t i = 0; i < n; i++) copy_element(to + i * to_step, from + i * from_step, size);
 }
 
 /* ---- The walk ---- */
@@ -210,7 +219,7 @@ static void walk_body(void *context, int64_t item, int member) {
 
 static void plan_pieces(walk *w) {
     int64_t line = w->line.extent, inner = w->inner.extent;
-    if (w->adds) {
+    if (w->move != TAKE) {
         w->line_piece = line;
         w->inner_piece = is_run(w) ? RUN : ceil_div(PIECE, line);
     } else if (line_is_innermost(w)) {
@@ -291,8 +300,13 @@ ln_status CPU(index_select)(ln_tensor *out, const ln_tensor *x, int dim, const l
 }
 
 ln_status CPU(index_add)(ln_tensor *dst, int dim, const ln_tensor *index, const ln_tensor *src) {
-    walk w = {.addressed = dst, .shaped = src, .adds = true};
+    walk w = {.addressed = dst, .shaped = src, .move = ADD};
     return run_index(&w, dim, index, "index_add");
+}
+
+ln_status CPU(index_copy)(ln_tensor *dst, int dim, const ln_tensor *index, const ln_tensor *src) {
+    walk w = {.addressed = dst, .shaped = src, .move = REPLACE};
+    return run_index(&w, dim, index, "index_copy_");
 }
 
 ln_status CPU(gather)(ln_tensor *out, const ln_tensor *x, int dim, const ln_tensor *index) {
@@ -305,6 +319,6 @@ ln_status CPU(scatter_add)(ln_tensor *dst, int dim, const ln_tensor *index, cons
     ln_tensor shaped = *src;
     memcpy(shaped.shape, index->shape, sizeof shaped.shape);
     shaped.numel = index->numel;
-    walk w = {.addressed = dst, .shaped = &shaped, .adds = true};
+    walk w = {.addressed = dst, .shaped = &shaped, .move = ADD};
     return run_gather(&w, dim, index, "scatter_add");
 }

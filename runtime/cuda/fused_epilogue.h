@@ -90,10 +90,30 @@ static __device__ void state_begin(state *t) {
     }
 }
 
+/* Raises the row's maximum to that of the tile, once, and gives the sum of exponentials below it.
+ * Of the lane's values, those of row h. */
+static __device__ real sum_below(epilogue_total *to, const fragment s, int h, real most) {
+    real sum = 0;
+    if ((double)most > to->most) {
+        if (to->sum != 0) to->sum *= exp(to->most - (double)most);
+        to->most = (double)most;
+    }
+    most = (real)to->most;
+#pragma unroll
+    for (int n = 0; n < ACROSS; n++)
+        sum += exp_below(s[n][2 * h], most) + exp_below(s[n][2 * h + 1], most);
+    return sum;
+}
+
 /* Of both, the sums of columns go to shared memory; where the tile is on the diagonal, in vain. */
 static __device__ void state_take(state *t, const epilogue &a, fragment *s, const char *,
                                   long long i, long long j) {
-    real along[2 * DOWN] = {};
+    real along[2 * DOWN], most[2 * DOWN];
+#pragma unroll
+    for (int r = 0; r < 2 * DOWN; r++) {
+        along[r] = 0;
+        most[r] = NOTHING;
+    }
 #pragma unroll
     for (int n = 0; n < ACROSS; n++) {
         real below[2][2 * DOWN];
@@ -102,19 +122,24 @@ static __device__ void state_take(state *t, const epilogue &a, fragment *s, cons
 #pragma unroll
             for (int e = 0; e < 2; e++) {
                 long long own = i + 8 * r, other = j + 8 * n + e;
-                real x = s[r / 2][n][r % 2 * 2 + e], v = NOTHING, mirrored = NOTHING;
+                real *x = &s[r / 2][n][r % 2 * 2 + e], v = NOTHING, mirrored = NOTHING;
                 if (own < a.rows && other < a.columns) {
-                    v = value(a, x, own, other, a.flipped);
-                    if (BOTH) mirrored = value(a, x, own, other, !a.flipped);
+                    v = value(a, *x, own, other, a.flipped);
+                    if (BOTH) mirrored = value(a, *x, own, other, !a.flipped);
                 }
-                if (RUNNING) add_exp(&t->of[r / 2][r % 2], v);
+                if (RUNNING) most[r] = MATH(fmax)(most[r], v);
                 else along[r] += v;
+                *x = v;
                 below[e][r] = mirrored;
             }
         if (BOTH) add_columns(8 * n, below);
     }
 #pragma unroll
-    for (int r = 0; r < 2 * DOWN; r++) t->of[r / 2][r % 2].sum += (double)along[r];
+    for (int r = 0; r < 2 * DOWN; r++) {
+        epilogue_total *to = &t->of[r / 2][r % 2];
+        if (RUNNING) along[r] = sum_below(to, s[r / 2], r % 2, most[r]);
+        to->sum += (double)along[r];
+    }
 }
 
 /* The lanes of a row have its columns between them. */
@@ -242,14 +267,16 @@ static __device__ void state_end(state *t, const epilogue &a, long long i, long 
 
 /* ---- A block ---- */
 
-/* Begins to copy so many rows from `first` on, of `count`, to shared memory. */
+/* Begins to copy so many rows from `first` on, of `count`, to shared memory, in pieces of 16 bytes.
+ * Not unrolled: addresses of pieces to come would take registers from the tile. */
 static __device__ void fetch(char *to, const void *from, long long first, long long count,
                              int rows) {
+#pragma unroll 1
     for (int t = threadIdx.x; t < rows * FEATURES; t += FUSED_THREADS) {
-        int row = t / FEATURES, feature = t % FEATURES * 8;
+        int row = t / FEATURES; /* rows are a piece further apart there */
         bool given = first + row < count;
-        long long at = (given ? first + row : 0) * WIDTH + feature;
-        copy_begin(to + row * PITCH + 2 * feature, (const char *)from + 2 * at, given);
+        const char *piece = (const char *)from + 16 * (first * FEATURES + t);
+        copy_begin(to + 16 * (t + row), given ? piece : from, given);
     }
 }
 
@@ -318,7 +345,11 @@ static __device__ void take_block(const epilogue &a, long long first, long long 
     state_end(&t, a, i, split);
 }
 
-extern "C" __global__ void __launch_bounds__(FUSED_THREADS) epilogue_kernel(epilogue a) {
+/* Of wide rows shared memory holds two or three blocks: unless told, the compiler would spill
+ * registers for the sake of more. 0 leaves it to the compiler. */
+enum { RESIDENT = WIDTH > 128 && LN_EPILOGUE != EPILOGUE_FUSED_GRADIENT ? 2 : 0 };
+
+extern "C" __global__ void __launch_bounds__(FUSED_THREADS, RESIDENT) epilogue_kernel(epilogue a) {
     long long down = (a.rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
     for (long long block = blockIdx.x; block < down * a.splits; block += gridDim.x)
         take_block(a, block % down * BLOCK_ROWS, block / down);

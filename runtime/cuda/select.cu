@@ -1,6 +1,6 @@
-/* Choosing and adding at positions that an index tensor holds. Invariants: a position out of range
- * is passed over, and told of later (index.cu); an element receives its sources in the order of the
- * index, from one thread, so that sums are the same bits in every run. */
+/* Choosing, adding and writing at positions that an index tensor holds. Invariants: a position out
+ * of range is passed over, and told of later (index.cu); an element receives its sources in the
+ * order of the index, from one thread, so that a run repeats its bits. */
 #include "select.h"
 
 #include "index.h"
@@ -75,7 +75,7 @@ ln_status CUDA(index_select)(ln_tensor *out, const ln_tensor *x, int dim, const 
     return gather(out, x, dim, &full, "index_select");
 }
 
-/* ---- Scattering: the index's lines are sorted; a thread adds what goes to one element ---- */
+/* ---- Scattering: the index's lines are sorted; a thread takes what goes to one element ---- */
 
 typedef struct {
     walk others;       /* SHAPED, ADDRESSED over the dimensions other than the line's; INDEX too */
@@ -84,6 +84,7 @@ typedef struct {
     int64_t extent;
     bool one_line; /* all others share one line of the index */
     bool plain;    /* values are positions from 0 */
+    bool replaces; /* addressed = the last of shaped; otherwise addressed += shaped */
 } scatter;
 
 static __global__ void positions_kernel(scatter s, entry *entries, int64_t lines) {
@@ -110,8 +111,10 @@ template <typename T> static __global__ void scatter_kernel(scatter s, const ent
         walk_offsets<3>(s.others, other, offset);
         int64_t to = offset[ADDRESSED] + (int64_t)key * s.addressed_step;
         T sum = walk_load<T>(s.others, ADDRESSED, to);
-        for (; j < s.n && line[j].key == key; j++)
-            sum += walk_load<T>(s.others, SHAPED, offset[SHAPED] + line[j].at * s.shaped_step);
+        for (; j < s.n && line[j].key == key; j++) {
+            T x = walk_load<T>(s.others, SHAPED, offset[SHAPED] + line[j].at * s.shaped_step);
+            sum = s.replaces ? x : sum + x;
+        }
         walk_store(s.others, ADDRESSED, to, sum);
     }
 }
@@ -154,9 +157,11 @@ fail:
     return status;
 }
 
-ln_status CUDA(index_add)(ln_tensor *dst, int dim, const ln_tensor *index, const ln_tensor *src) {
-    ln_status status = cuda_enter(dst, "index_add");
-    if (status == LN_OK) status = check_index(index, dst->shape[dim], "index_add");
+/* One line of the index for all of src. */
+static ln_status scatter_lines(bool replaces, ln_tensor *dst, int dim, const ln_tensor *index,
+                               const ln_tensor *src, const char *what) {
+    ln_status status = cuda_enter(dst, what);
+    if (status == LN_OK) status = check_index(index, dst->shape[dim], what);
     if (status != LN_OK) return status;
     ln_tensor full = *src;
     full.storage = index->storage;
@@ -165,7 +170,16 @@ ln_status CUDA(index_add)(ln_tensor *dst, int dim, const ln_tensor *index, const
     for (int d = 0; d < full.ndim; d++) full.stride[d] = d == dim ? index->stride[0] : 0;
     scatter s = {};
     s.one_line = true;
-    return run_scatter(s, dst, dim, &full, src, "index_add");
+    s.replaces = replaces;
+    return run_scatter(s, dst, dim, &full, src, what);
+}
+
+ln_status CUDA(index_add)(ln_tensor *dst, int dim, const ln_tensor *index, const ln_tensor *src) {
+    return scatter_lines(false, dst, dim, index, src, "index_add");
+}
+
+ln_status CUDA(index_copy)(ln_tensor *dst, int dim, const ln_tensor *index, const ln_tensor *src) {
+    return scatter_lines(true, dst, dim, index, src, "index_copy_");
 }
 
 /* src may be larger than index: only the part of index's shape is added. */

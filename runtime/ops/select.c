@@ -88,12 +88,12 @@ fail:
     return status;
 }
 
-static ln_status check_added(const char *what, const ln_tensor *dst, const ln_tensor *src) {
+static ln_status check_written(const char *what, const ln_tensor *dst, const ln_tensor *src) {
     if (dst->dtype != src->dtype)
-        return ln_fail(LN_BAD_ARGUMENT, "%s: adding %s to %s; dtypes must be equal", what,
-                       ln_text(src), ln_text(dst));
+        return ln_fail(LN_BAD_ARGUMENT, "%s: %s into %s; dtypes must be equal", what, ln_text(src),
+                       ln_text(dst));
     if (dst->ndim != src->ndim)
-        return ln_fail(LN_BAD_ARGUMENT, "%s: adding %s to %s; dimensions must be as many", what,
+        return ln_fail(LN_BAD_ARGUMENT, "%s: %s into %s; dimensions must be as many", what,
                        ln_text(src), ln_text(dst));
     for (int i = 0; i < dst->ndim; i++)
         if (dst->numel > 0 && dst->stride[i] == 0 && dst->shape[i] > 1)
@@ -102,18 +102,33 @@ static ln_status check_added(const char *what, const ln_tensor *dst, const ln_te
     return LN_OK;
 }
 
-ln_status ln_index_add(ln_tensor *dst, int dim, const ln_tensor *index, const ln_tensor *src) {
-    const char *what = "index_add";
+/* index: one position along dim for each of src's. */
+static ln_status check_lines(const char *what, const ln_tensor *dst, int dim,
+                             const ln_tensor *index, const ln_tensor *src) {
     ln_status status = ln_check_inputs(what, 3, (const ln_tensor *[]){dst, index, src});
     if (status == LN_OK) status = check_index(what, dst, dim, index, 1);
-    if (status == LN_OK) status = check_added(what, dst, src);
+    if (status == LN_OK) status = check_written(what, dst, src);
     if (status != LN_OK) return status;
     for (int i = 0; i < dst->ndim; i++)
         if (src->shape[i] != (i == dim ? index->shape[0] : dst->shape[i]))
-            return ln_fail(LN_BAD_ARGUMENT,
-                           "%s: adding %s along dimension %d to %s at an index of %lld", what,
-                           ln_text(src), dim + 1, ln_text(dst), (long long)index->shape[0]);
-    status = ln_backend_of(ln_device(dst))->index_add(dst, dim, index, src);
+            return ln_fail(LN_BAD_ARGUMENT, "%s: %s along dimension %d into %s at an index of %lld",
+                           what, ln_text(src), dim + 1, ln_text(dst), (long long)index->shape[0]);
+    return LN_OK;
+}
+
+ln_status ln_index_add(ln_tensor *dst, int dim, const ln_tensor *index, const ln_tensor *src) {
+    ln_status status = check_lines("index_add", dst, dim, index, src);
+    if (status == LN_OK) status = ln_backend_of(ln_device(dst))->index_add(dst, dim, index, src);
+    if (status == LN_OK) ln_wrote(dst);
+    return status;
+}
+
+ln_status ln_index_copy(ln_tensor *dst, int dim, const ln_tensor *index, const ln_tensor *src) {
+    ln_status status = check_lines("index_copy_", dst, dim, index, src);
+    if (status == LN_OK && dst->storage == src->storage)
+        status = ln_fail(LN_BAD_ARGUMENT,
+                         "index_copy_: the source is a view of what is written to; clone it");
+    if (status == LN_OK) status = ln_backend_of(ln_device(dst))->index_copy(dst, dim, index, src);
     if (status == LN_OK) ln_wrote(dst);
     return status;
 }
@@ -146,7 +161,7 @@ ln_status ln_scatter_add(ln_tensor *dst, int dim, const ln_tensor *index, const 
     const char *what = "scatter_add";
     ln_status status = ln_check_inputs(what, 3, (const ln_tensor *[]){dst, index, src});
     if (status == LN_OK) status = check_index(what, dst, dim, index, dst->ndim);
-    if (status == LN_OK) status = check_added(what, dst, src);
+    if (status == LN_OK) status = check_written(what, dst, src);
     if (status == LN_OK) status = check_within(what, index, dst, dim);
     if (status == LN_OK) status = check_within(what, index, src, -1);
     if (status != LN_OK) return status;

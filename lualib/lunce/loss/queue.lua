@@ -1,19 +1,25 @@
--- The queue of keys of MoCo: state of a training run that its checkpoint must hold. Holds no
--- gradient and no encoder. Invariant: always `size` rows, the newest over the oldest.
+-- The queue of keys of MoCo: state of a training run that its checkpoint must hold. In a captured
+-- step (lunce.graph) its place moves on the device. Holds no gradient and no encoder. Invariant:
+-- always `size` rows, the newest over the oldest.
 local lunce = require "lunce"
 local arguments = require "lunce.loss.arguments"
 local autocast = require "lunce.autocast"
+local new_numbers = require("lunce.numbers").new
 local options = require("lunce.options").options
 local raise = require("lunce.ffi").raise
-local tensor = require "lunce.tensor"
+local running = require("lunce.tensor").state
 
 ---@class lunce.Queue
 ---@field keys lunce.Tensor (size,D) the negatives of the next batch
----@field next integer the row that the next key takes
+---@field next integer the row that the next key takes; not told in a captured step
 local Queue = { __name = "queue" }
-Queue.__index = Queue
 
-local DEFAULTS = { seed = 0, dtype = "float32" }
+function Queue.__index(queue, key)
+  if key == "next" then return queue.numbers:values().next end
+  return Queue[key]
+end
+
+local DEFAULTS = { seed = 0, dtype = "float32", device = "cpu" }
 
 local function check_size(value, name)
   if type(value) ~= "number" or value % 1 ~= 0 or value < 1 then
@@ -21,11 +27,28 @@ local function check_size(value, name)
   end
 end
 
+local function push_here(self, keys)
+  local size, N, first = self.keys.shape[1], keys.shape[1], self.next
+  local fit = math.min(N, size - first + 1)
+  self.keys:narrow(1, first, fit):copy_(keys:narrow(1, 1, fit))
+  self.keys:narrow(1, 1, N - fit):copy_(keys:narrow(1, fit + 1, N - fit))
+  self.numbers:set { next = (first + N - 1) % size + 1 }
+end
+
+-- The same rows, where the device knows which is the next.
+local function push_there(self, keys)
+  local size, N = self.keys.shape[1], keys.shape[1]
+  local first = self.numbers:captured(running.graph).next
+  local function around(rows) return rows - rows:gt(size) * size end
+  local rows = around(first + lunce.arange(0, N - 1, { dtype = "float64", device = first.device }))
+  self.keys:index_copy_(1, rows:to "int64", keys)
+  first:copy_(around(first + N))
+end
+
 --- Overwrites the oldest keys, one for each row. To be called after the batch's backward, which
---- still reads them.
+--- still reads them. It may be a part of a captured step.
 ---@param keys lunce.Tensor (N,D), N up to the queue's size; taken without gradient
 function Queue:push(keys)
-  tensor.no_capture("queue:push", "its place in the queue is Lua's number; push after the step")
   local size, D = self.keys.shape[1], self.keys.shape[2]
   keys = autocast.wide(keys)
   local N = arguments.rows(keys, "keys", "queue:push").shape[1]
@@ -33,13 +56,8 @@ function Queue:push(keys)
     raise("queue:push: keys (%d,%d) for a queue (%d,%d); up to %d rows of width %d are taken", N,
       keys.shape[2], size, D, size, D)
   end
-  local fit = math.min(N, size - self.next + 1)
-  keys = keys:detach()
-  lunce.no_grad(function()
-    self.keys:narrow(1, self.next, fit):copy_(keys:narrow(1, 1, fit))
-    self.keys:narrow(1, 1, N - fit):copy_(keys:narrow(1, fit + 1, N - fit))
-  end)
-  self.next = (self.next + N - 1) % size + 1
+  lunce.no_grad(lunce.scope, running.graph and push_there or push_here, self,
+    keys:detach():to(self.keys.dtype))
 end
 
 ---@return table<string, lunce.Tensor>
@@ -49,24 +67,25 @@ end
 
 ---@param state table as state_dict gives
 function Queue:load_state_dict(state)
+  self.numbers:need_host()
   local keys, own = state.keys, self.keys.shape
   if not keys or not state.next or keys.shape[1] ~= own[1] or keys.shape[2] ~= own[2] then
     raise("queue:load_state_dict: takes { keys = (%d,%d), next = }, as state_dict gives", own[1],
       own[2])
   end
+  self.numbers:set { next = state.next:item() }
   self.keys:copy_(keys)
-  self.next = state.next:item()
 end
 
 --- A queue of random keys, as MoCo starts.
 ---@param size integer
 ---@param D integer width of a key
----@param given table|nil seed (0), dtype ("float32")
+---@param given table|nil seed (0), dtype ("float32"), device ("cpu")
 ---@return lunce.Queue
 return function(size, D, given)
   local o = options(given, DEFAULTS, "queue")
   check_size(size, "size")
   check_size(D, "width")
-  local keys = lunce.randn(size, D, { seed = o.seed, dtype = o.dtype }):keep()
-  return setmetatable({ keys = keys, next = 1 }, Queue)
+  local keys = lunce.randn(size, D, { seed = o.seed, dtype = o.dtype, device = o.device }):keep()
+  return setmetatable({ keys = keys, numbers = new_numbers({ next = 1 }, "queue") }, Queue)
 end

@@ -19,6 +19,18 @@ function M.copy_(x, src)
   return x
 end
 
+--- Writes src at the positions of dimension dim that the 1-D index lists; of what goes to one
+--- place the last stays. dtypes are equal, and src is no view of x's memory.
+---@param dim integer
+---@param index lunce.Tensor
+---@param src lunce.Tensor
+function M.index_copy_(x, dim, index, src)
+  guard(x, "index_copy_", src)
+  local d = tensor.dim_index(dim, tensor.ndim(x), "index_copy_")
+  call(C.ln_index_copy, x.h, d, need(index, "index_copy_", 3).h, need(src, "index_copy_", 4).h)
+  return x
+end
+
 ---@param value number|boolean
 function M.fill_(x, value)
   guard(x, "fill_")

@@ -253,10 +253,11 @@ local function take_up(self, numbers)
 end
 
 --- Takes up a state that state_dict gave. What was captured has the factors and the interval of
---- then. A name missing or unexpected, or a value that does not
---- fit, is an error; then nothing was changed.
+--- then. A name missing or unexpected, or a value that does not fit, is an error; then nothing was
+--- changed.
 ---@param state table<string, lunce.Tensor>
 function Scaler:load_state_dict(state)
+  self.moving:need_host()
   if type(state) ~= "table" or getmetatable(state) then
     raise("GradScaler: load_state_dict: %s; a table of tensors by name is taken", describe(state))
   end
@@ -295,7 +296,8 @@ local defaults = { init_scale = 65536, growth_factor = 2, backoff_factor = 0.5,
 ---   scaler:update()
 ---
 --- All four calls may be a part of a captured step (lunce.graph), whole: then the device decides,
---- and the scale and Adam's count of steps are brought home when they are asked for.
+--- and the scale and Adam's count of steps are brought home when they are asked for, by get_scale
+--- and state_dict between the step's calls.
 ---@param opts? lunce.GradScalerOptions
 ---@return lunce.GradScaler
 return function(opts)

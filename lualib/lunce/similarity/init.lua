@@ -284,8 +284,17 @@ end
 ---@return lunce.Tensor (N,M)
 function Similarity:dense() return engine.dense(self) end
 
-local function pooled_tail(S, fewest)
-  local count = fewest and S.N * fewest or S:count():sum():item()
+-- The fewest candidates of a row and those of all rows, where shapes and the kind of the one mask
+-- tell (an index leaves out one column of each row); nil where only the masks' values do.
+local function known_counts(S)
+  local mask, N = S.masks[1], S.N
+  if not mask then return S.M, N * S.M end
+  if #S.masks > 1 or mask.kind == "same" or mask.kind == "different" then return nil end
+  if mask.kind == "triangle" then return 0, N * (N - 1) / 2 end
+  return math.max(S.M - 1, 0), N * math.max(S.M - 1, 0)
+end
+
+local function pooled_tail(S, count)
   local k = math.min(math.max(1024, math.floor(0.05 * count)), count)
   if k < 10 then return nil end
   local fit = engine.pooled_tail(S, k)
@@ -304,8 +313,9 @@ local TAIL = { k = false, pooled = false, candidates = false }
 --- when there are fewer than 10; in a captured step, tensors without dimensions).
 ---@param given table|nil k: points of a row's tail, by default evt.tail_size of the fewest
 ---  candidates; pooled; candidates: the fewest of a row where they are known, which are not counted
----  then (the host must know them: a captured step takes them); pooled, each row is taken to have
----  so many
+---  then; pooled, each row is taken to have so many. Without masks, or with one mask that is not of
+---  labels, nothing is counted either: shapes tell. Else a captured step, where the host must know
+---  them, takes candidates
 ---@return table|nil tail rho (N), the least shortfall, at least 1e-6; and evt.fit's fields
 function Similarity:tail(given)
   local o = options(given, TAIL, "tail")
@@ -315,10 +325,12 @@ function Similarity:tail(given)
       describe(fewest), self.M)
   end
   return lunce.no_grad(lunce.scope, function()
+    local all = fewest and self.N * fewest
+    if not fewest then fewest, all = known_counts(self) end
     if not fewest then
       tensor.no_capture("tail", "give it candidates = the fewest of a row, which are not counted")
     end
-    if o.pooled then return pooled_tail(self, fewest) end
+    if o.pooled then return pooled_tail(self, all or self:count():sum():item()) end
     fewest = self.N > 0 and (fewest or self:count():min():item()) or 0
     local k = o.k or evt.tail_size(fewest)
     if type(k) ~= "number" or k % 1 ~= 0 or k < 0 or k > fewest then
