@@ -1,7 +1,7 @@
 /* Chosen entries of the similarity matrix, K columns for each row, and their gradients. Compiled
  * once for each element type and instruction set; similarity.c chooses. Columns count from 1.
- * Invariant: gradients are added in the order of the rows, by features, so the team does not change
- * their bits. */
+ * Invariant: a row's gradients are added by one thread, in the order of the entries, so the team
+ * does not change their bits. */
 #include "pass.h"
 #include "unit.h"
 
@@ -78,25 +78,42 @@ ln_status REAL(similarity_at)(ln_tensor *out, const ln_tensor *q, const ln_tenso
 /* to += g ds/dx: of a cosine scale_x (y scale_y - s x scale_x), where a norm of x below the floor
  * counts as a constant; of a dot product y. */
 static void add_slope(real *to, real g, const real *x, const real *y, real scale_x, real scale_y,
-                      real s, int64_t from, int64_t end) {
+                      real s, int64_t d) {
     real along = REAL(unit_is_clamped)(scale_x) ? 0 : g * scale_x * scale_x * s;
     g *= scale_x * scale_y;
-    for (int64_t t = from; t < end; t++) to[t] += g * y[t] - along * x[t];
+    for (int64_t t = 0; t < d; t++) to[t] += g * y[t] - along * x[t];
 }
 
-/* Adds features from..end of every row's gradient. s: the entries. */
-static void spread(const entries *e, real *dq, real *dk, const real *dy, const real *s,
-                   int64_t from, int64_t end) {
+/* The rows of a gradient that one thread adds to: they stay near its processor. */
+typedef struct {
+    real *to; /* the gradient's first row */
+    int64_t first, end;
+} rows_of_one;
+
+static rows_of_one share_of(real *to, int64_t rows, int64_t part, int64_t parts) {
+    int64_t size = to != NULL ? (rows + parts - 1) / parts : 0;
+    int64_t first = part * size, end = first + size;
+    return (rows_of_one){to, first, end < rows ? end : rows};
+}
+
+static bool has(const rows_of_one *r, int64_t row) {
+    return row >= r->first && row < r->end;
+}
+
+/* Adds what all entries, of values s and gradients dy, give the rows of one thread. */
+static void spread(const entries *e, const rows_of_one *dq, const rows_of_one *dk, const real *dy,
+                   const real *s) {
     int64_t d = e->q->shape[1];
     bool cosine = e->q_scale != NULL;
-    for (int64_t i = 0; i < e->q->shape[0] * e->chosen; i++) {
-        int64_t row = i / e->chosen, column = e->columns[i] - 1;
-        const real *x = row_of(e->q, row), *y = row_of(e->k, column);
-        real scale_x = cosine ? e->q_scale[row] : 1, scale_y = cosine ? e->k_scale[column] : 1;
-        if (dy[i] == 0) continue;
-        if (dq != NULL) add_slope(dq + row * d, dy[i], x, y, scale_x, scale_y, s[i], from, end);
-        if (dk != NULL) add_slope(dk + column * d, dy[i], y, x, scale_y, scale_x, s[i], from, end);
-    }
+    for (int64_t row = 0, i = 0; row < e->q->shape[0]; row++)
+        for (int64_t end = i + e->chosen; i < end; i++) {
+            int64_t column = e->columns[i] - 1;
+            if (dy[i] == 0) continue;
+            const real *x = row_of(e->q, row), *y = row_of(e->k, column);
+            real of_x = cosine ? e->q_scale[row] : 1, of_y = cosine ? e->k_scale[column] : 1;
+            if (has(dq, row)) add_slope(dq->to + row * d, dy[i], x, y, of_x, of_y, s[i], d);
+            if (has(dk, column)) add_slope(dk->to + column * d, dy[i], y, x, of_y, of_x, s[i], d);
+        }
 }
 
 ln_status REAL(similarity_at_backward)(ln_tensor *dq, ln_tensor *dk, const ln_tensor *dy,
@@ -113,7 +130,6 @@ ln_status REAL(similarity_at_backward)(ln_tensor *dq, ln_tensor *dk, const ln_te
     real *to_q = dq != NULL ? (real *)dq->data : NULL;
     real *to_k = k == NULL ? to_q : dk != NULL ? (real *)dk->data : NULL;
     int team = ln_team(6 * count * d);
-    int64_t part = d > 0 ? (d + 16 * team - 1) / (16 * team) * 16 : 1; /* whole cache lines */
 #pragma omp parallel num_threads(team)
     {
         ln_take_place();
@@ -121,8 +137,11 @@ ln_status REAL(similarity_at_backward)(ln_tensor *dq, ln_tensor *dk, const ln_te
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < count; i++) s[i] = cosine ? entry(&e, i) : 0;
 #pragma omp for schedule(static)
-        for (int64_t f = 0; f < d; f += part)
-            spread(&e, to_q, to_k, (const real *)dy->data, s, f, f + part < d ? f + part : d);
+        for (int t = 0; t < team; t++) {
+            rows_of_one of_q = share_of(to_q, q->shape[0], t, team);
+            rows_of_one of_k = share_of(to_k, e.k->shape[0], t, team);
+            spread(&e, &of_q, &of_k, (const real *)dy->data, s);
+        }
     }
 fail:
     entries_release(&e);

@@ -431,7 +431,8 @@ int64_t REAL(tile_row_block)(const tile_pass *pass, int64_t most, int64_t *strid
     *stride = round_up(pass->m, MICRO_COLUMNS);
     int64_t rows = (4 << 20) / (*stride * (int64_t)sizeof(real)) / MICRO_ROWS * MICRO_ROWS;
     most = most < TILE_ROWS ? round_up(most, MICRO_ROWS) : TILE_ROWS;
-    rows = rows < MICRO_ROWS ? MICRO_ROWS : rows > most ? most : rows;
+    rows = rows > most ? most : rows;
+    rows = rows < MICRO_ROWS ? MICRO_ROWS : rows;
     *elements = rows * (padded + *stride);
     return rows;
 }
