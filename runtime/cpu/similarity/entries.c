@@ -52,8 +52,7 @@ static real dot(const real *x, const real *y, int64_t d) {
     return sum;
 }
 
-static real entry(const entries *e, int64_t i) {
-    int64_t row = i / e->chosen, column = e->columns[i] - 1;
+static real entry(const entries *e, int64_t row, int64_t column) {
     return dot(row_of(e->q, row), row_of(e->k, column), e->q->shape[1]) * scale_of(e, row, column);
 }
 
@@ -69,7 +68,7 @@ ln_status REAL(similarity_at)(ln_tensor *out, const ln_tensor *q, const ln_tenso
         ln_take_place();
         share_scales(&e);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < count; i++) y[i] = entry(&e, i);
+        for (int64_t i = 0; i < count; i++) y[i] = entry(&e, i / e.chosen, e.columns[i] - 1);
     }
     entries_release(&e);
     return status;
@@ -100,19 +99,21 @@ static bool has(const rows_of_one *r, int64_t row) {
     return row >= r->first && row < r->end;
 }
 
-/* Adds what all entries, of values s and gradients dy, give the rows of one thread. */
-static void spread(const entries *e, const rows_of_one *dq, const rows_of_one *dk, const real *dy,
-                   const real *s) {
+/* Adds what all entries, of gradients dy, give the rows of one thread. An entry is computed by both
+ * threads where its row and its column are of two. */
+static void spread(const entries *e, const rows_of_one *dq, const rows_of_one *dk, const real *dy) {
     int64_t d = e->q->shape[1];
     bool cosine = e->q_scale != NULL;
     for (int64_t row = 0, i = 0; row < e->q->shape[0]; row++)
         for (int64_t end = i + e->chosen; i < end; i++) {
             int64_t column = e->columns[i] - 1;
-            if (dy[i] == 0) continue;
+            bool of_row = has(dq, row), of_column = has(dk, column);
+            if (dy[i] == 0 || !(of_row || of_column)) continue;
             const real *x = row_of(e->q, row), *y = row_of(e->k, column);
             real of_x = cosine ? e->q_scale[row] : 1, of_y = cosine ? e->k_scale[column] : 1;
-            if (has(dq, row)) add_slope(dq->to + row * d, dy[i], x, y, of_x, of_y, s[i], d);
-            if (has(dk, column)) add_slope(dk->to + column * d, dy[i], y, x, of_y, of_x, s[i], d);
+            real s = cosine ? entry(e, row, column) : 0;
+            if (of_row) add_slope(dq->to + row * d, dy[i], x, y, of_x, of_y, s, d);
+            if (of_column) add_slope(dk->to + column * d, dy[i], y, x, of_y, of_x, s, d);
         }
 }
 
@@ -120,31 +121,23 @@ ln_status REAL(similarity_at_backward)(ln_tensor *dq, ln_tensor *dk, const ln_te
                                        const ln_tensor *q, const ln_tensor *k, bool cosine,
                                        const ln_tensor *columns) {
     entries e;
-    real *s = NULL;
-    int64_t d = q->shape[1], count = columns->numel;
     ln_status status = entries_new(&e, q, k, cosine, columns);
     if (status != LN_OK) goto fail;
-    s = ln_scratch_new((size_t)(count + 1) * sizeof *s, "similarity");
-    status = s != NULL ? LN_OK : LN_OUT_OF_MEMORY;
-    if (s == NULL) goto fail;
     real *to_q = dq != NULL ? (real *)dq->data : NULL;
     real *to_k = k == NULL ? to_q : dk != NULL ? (real *)dk->data : NULL;
-    int team = ln_team(6 * count * d);
+    int team = ln_team(6 * columns->numel * q->shape[1]);
 #pragma omp parallel num_threads(team)
     {
         ln_take_place();
         share_scales(&e);
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < count; i++) s[i] = cosine ? entry(&e, i) : 0;
-#pragma omp for schedule(static)
         for (int t = 0; t < team; t++) {
             rows_of_one of_q = share_of(to_q, q->shape[0], t, team);
             rows_of_one of_k = share_of(to_k, e.k->shape[0], t, team);
-            spread(&e, &of_q, &of_k, (const real *)dy->data, s);
+            spread(&e, &of_q, &of_k, (const real *)dy->data);
         }
     }
 fail:
     entries_release(&e);
-    ln_scratch_release(s);
     return status;
 }
