@@ -1,6 +1,6 @@
 -- Options tables: the last argument of a function, one key an option. Holds no option of its own.
--- Invariant: a key that the function does not declare, or a value of another type than its
--- default, is an error at the user's line.
+-- Invariant: a key that the function does not declare, a value of another type than its default, or
+-- a NaN is an error at the user's line.
 local raise = require("lunce.ffi").raise
 
 local M = {}
@@ -30,6 +30,9 @@ function M.options(given, defaults, what)
     end
     if default ~= false and type(value) ~= type(default) then
       raise("%s: option %s is %s; a %s is taken", what, name, M.describe(value), type(default))
+    end
+    if type(value) == "number" and value ~= value then
+      raise("%s: option %s is nan; a number is taken", what, name)
     end
     result[name] = value
   end
