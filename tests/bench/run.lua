@@ -196,13 +196,9 @@ local function cpu_rows()
   return rows
 end
 
--- The C library's thresholds, as they are in a process that once freed 32 MB, which training does:
--- before that it takes every MB that PyTorch frees back to the system, and 512 rows double in time.
-local GROWN = ("MALLOC_MMAP_THRESHOLD_=%d MALLOC_TRIM_THRESHOLD_=%d "):format(2 ^ 25, 2 ^ 26)
-
 local function cpu_tools(threads)
   return { threads = threads, python = args.python, native = start_native(threads),
-    torch = serve(GROWN .. args.python .. " tests/bench/peer.py " .. threads, "peer") }
+    torch = serve(args.python .. " tests/bench/peer.py " .. threads, "peer") }
 end
 
 -- A trial takes PyTorch on the CPU where it has no device.
