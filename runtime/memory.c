@@ -2,8 +2,8 @@
  * Those of the CPU come from a cache of released blocks, as does the scratch memory of kernels;
  * CUDA's driver has a cache of its own. Ignorant of Lua. Invariants: a device's live_bytes is the
  * sum of the blocks of its storages and graphs and never exceeds hard_bytes; on the CPU use +
- * cached never exceeds the most that use has been, or a few MB that are not worth giving back, so
- * that caching never raises the footprint above what the program itself has needed. */
+ * cached never exceeds the most that use has been, or LEAST_FOOTPRINT, so that caching never raises
+ * a large program's footprint above what it has needed itself. */
 #include "backend.h"
 
 #include <pthread.h>

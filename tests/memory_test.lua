@@ -42,6 +42,25 @@ describe("memory:", function()
   end)
 end)
 
+describe("the cache:", function()
+  -- The cache after blocks of these MB were made and freed one after the other.
+  local function cached(list)
+    memory.settled()
+    lunce.reset_peak_memory()
+    for _, size in ipairs(list) do lunce.zeros(size * MB / 4, { device = "cpu" }):free() end
+    return lunce.memory().cached_bytes / MB
+  end
+
+  it("keeps a few MB of blocks that are never in use together", function()
+    assert.is_true(cached{ 3, 5, 7 } >= 15)
+  end)
+
+  it("holds no more than was in use at once, where that is much", function()
+    local size = cached{ 40, 50, 60 }
+    assert.is_true(size >= 60 and size <= 64, size)
+  end)
+end)
+
 describe("the hard limit:", function()
   local hard = lunce.memory().hard_bytes
 

@@ -322,15 +322,17 @@ function Walk:made(d)
   return false
 end
 
-local none = {}
+local function has_changed(list, versions)
+  for i, x in ipairs(list) do
+    if C.ln_tensor_version(x.h) ~= versions[i] then return true end
+  end
+  return false
+end
 
 local function check_saved(node)
   local x, y, z = node.x, node.y, node.z
-  local changed = false
-  for i, w in ipairs(node.watched or none) do
-    changed = changed or C.ln_tensor_version(w.h) ~= node.versions[i]
-  end
-  if changed or (x and C.ln_tensor_version(x.h) ~= node.x_version)
+  if (node.watched and has_changed(node.watched, node.versions))
+    or (x and C.ln_tensor_version(x.h) ~= node.x_version)
     or (y and C.ln_tensor_version(y.h) ~= node.y_version)
     or (z and C.ln_tensor_version(z.h) ~= node.z_version) then
     raise("backward: a tensor that %s saved for its gradient was changed in place afterwards",

@@ -13,7 +13,7 @@
 
 /* The columns of the entries that are not below the threshold: a NaN is kept, and a NaN threshold
  * keeps all. Without a branch, because which entries pass cannot be foreseen. */
-static int64_t keep_columns(int32_t *columns, const real *x, int64_t m, real threshold) {
+static int64_t append_columns(int32_t *columns, const real *x, int64_t m, real threshold) {
     int64_t n = 0;
     for (int64_t t = 0; t < m; t++) {
         columns[n] = (int32_t)t;
@@ -80,11 +80,11 @@ static real below(real first, real last) {
 const candidate *REAL(rank_largest)(rank_state *state, const real *x, int64_t m, int64_t k) {
     int64_t n = 0;
     if (state->threshold == state->threshold)
-        n = keep_columns(state->columns, x, m, state->threshold);
+        n = append_columns(state->columns, x, m, state->threshold);
     if (!is_near(n, k)) {
         state->threshold = histogram_threshold(x, m, k);
-        n = keep_columns(state->columns, x, m, state->threshold);
-        if (n < k) n = keep_columns(state->columns, x, m, -INFINITY);
+        n = append_columns(state->columns, x, m, state->threshold);
+        if (n < k) n = append_columns(state->columns, x, m, -INFINITY);
     }
     for (int64_t i = 0; i < n; i++)
         state->kept[i] = (candidate){rank_key(x[state->columns[i]]), state->columns[i]};

@@ -62,8 +62,9 @@ typedef struct {
 /* The k largest of m entries, in order, ties by place; returns where they lie in the scratch. */
 const candidate *REAL(rank_largest)(rank_state *state, const real *x, int64_t m, int64_t k);
 
+enum { APPEND_SPARE = 8 }; /* entries behind the last appended that may be written (keep.h) */
+
 /* The same without columns: room for m + APPEND_SPARE entries each, and rank_scratch_bytes(m). */
-enum { APPEND_SPARE = 8 }; /* entries behind the last appended that may be written */
 typedef struct {
     real *kept, *sorted;
     void *scratch;
