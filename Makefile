@@ -100,7 +100,7 @@ NVCCFLAGS_ALL = -std=c++17 -O3 -lineinfo -Werror all-warnings -Iruntime \
 $(addprefix $(BUILD)/runtime/cuda/,random.o augment.o): NVCCFLAGS_ALL += -fmad=false
 
 # The text of kernels that are compiled at run time, as string literals.
-KERNEL_TEXTS = $(patsubst %,$(BUILD)/include/cuda/%.text,epilogue mma fused_epilogue)
+KERNEL_TEXTS = $(patsubst %,$(BUILD)/include/cuda/%.text,epilogue mma special fused_epilogue)
 $(KERNEL_TEXTS): $(BUILD)/include/cuda/%.text: runtime/cuda/%.h Makefile
 	@mkdir -p $(@D)
 	sed 's/[\\"]/\\&/g; s/.*/"&\\n"/' $< >$@

@@ -46,6 +46,39 @@ describe("the kernels of a link", function()
     assert.is_true(((far - near):abs():max() / near:abs():max()):item() < 1e-5)
   end)
 
+  -- The cosine of a row (s, t) of unit length and (1, 0) is s, which a half holds.
+  it("has the functions of a link of halves, whose errors are below 1e-5", function()
+    local list = {}
+    for i = 1, 500 do list[i] = (math.floor((i - 250.5) / 249.5 * 2048) / 2048) end
+    list[501], list[502] = 0, 2 ^ -12
+    local s = lunce.tensor(list, { dtype = "float64", device = "cpu" })
+    local x = lunce.stack({ s, (1 - s * s):clamp(0, 1):sqrt() }, 2):float():to(device)
+    local one = lunce.tensor({ { 1, 0 } }, { device = device })
+    local functions = {
+      exp = function(v) return link.exp(30 * v) end,
+      log = function(v) return link.log(v + 1.0625) end,
+      log1p = function(v) return link.log1p(v / 1.0625) end,
+      expm1 = function(v) return link.expm1(4 * v) end,
+      sqrt = function(v) return link.sqrt(v + 1.0625) end,
+      tanh = function(v) return link.tanh(3 * v) end,
+      sigmoid = function(v) return link.sigmoid(40 * v) end,
+      softplus = function(v) return link.softplus(40 * v - 10) end,
+      quotient = function(v) return (v + 3) / (2 + v) end,
+      cube = function(v) return v ^ 3 end,
+      root = function(v) return (v + 1.0625) ^ 0.3 end,
+      square = function(v) return link.square(v) + link.abs(v) end,
+    }
+    similarity.tile_dtype "float16"
+    for name, f in pairs(functions) do
+      local near = f(s):to "cpu"
+      local far = similarity.cosine(x, one):sum(f):to("cpu"):double()
+      local bound = name == "log" and near:abs():clamp(1, 1 / 0) or near:abs()
+      local worst = ((far - near):abs() / bound:clamp(1e-30, 1 / 0)):max():item()
+      assert.is_true(worst < 1e-5, ("%s: %.2g"):format(name, worst))
+    end
+    similarity.tile_dtype "float32"
+  end)
+
   if not shim then return end
 
   it("compiles a link once for all its numbers, parameters and sizes", function()

@@ -3,8 +3,9 @@
  * nothing. Invariants: an anchor's sums are taken in a fixed order; what the masks leave out is
  * computed, but never used.
  *
- * LN_EPILOGUE is the kind of kernel that the text is compiled to. Before it stand `real` and
- * MATH(name) for its functions, after it link() and admitted(). */
+ * LN_EPILOGUE is the kind of kernel that the text is compiled to. Before it stand `real`,
+ * MATH(name) for its functions, `place` for a row's or column's number in the matrix, and the
+ * structures of what a link and the masks read there; after it the functions declared here. */
 #ifndef LN_CUDA_EPILOGUE_H
 #define LN_CUDA_EPILOGUE_H
 
@@ -35,7 +36,10 @@ typedef struct {
 
 typedef struct {
     const void *parameters[EPILOGUE_PARAMETERS]; /* of the link's rows, columns or all */
-    double numbers[EPILOGUE_NUMBERS];
+    union {
+        double wide[EPILOGUE_NUMBERS];
+        float narrow[EPILOGUE_NUMBERS];
+    } numbers; /* in the dtype of the link */
     struct {
         const long long *row, *column;
     } masks[EPILOGUE_MASKS];
@@ -49,7 +53,7 @@ typedef struct {
     int mirrored; /* WEIGHTS: with those of the transposed matrix */
     int adds;     /* WEIGHTS: to what w has */
     float *most;  /* WEIGHTS: the largest magnitude that each block has written, or NULL */
-    /* FUSED: x's rows are those of the tile, y's its columns, or where it is flipped those of the
+    /* FUSED: x's rows are those of the tile, y's its columns; of a flipped kernel those of the
      * transposed matrix's tile. totals: of this tile alone, (splits, rows); w: float (splits, rows,
      * features); adds: to what w has */
     const void *x, *y; /* in halves */
@@ -66,20 +70,22 @@ typedef struct {
 #endif
 enum { PART_ROWS = LN_PART_ROWS, PART_COLUMNS = LN_PART_COLUMNS };
 
-/* FUSED: a block's threads, and for a width of rows its columns at a time, rows and shared memory:
- * so many that a gradient's sums and a tile's share of a thread fit its registers. */
-enum { FUSED_THREADS = 128, FUSED_WIDEST = 256 };
-#define FUSED_DOWN(width) ((width) > 128 ? 1 : 2)
-#define FUSED_ROWS(width) (FUSED_THREADS / 2 * FUSED_DOWN(width))
-#define FUSED_COLUMNS(kernel, width)                                                               \
-    ((kernel) == EPILOGUE_FUSED_GRADIENT && (width) > 64 && (width) <= 128 ? 32 : 64)
-#define FUSED_WARPS (FUSED_THREADS / 32)
+/* FUSED: a block's columns at a time, which a warp's lanes have between them; for a width of rows
+ * its warps, of 16 rows each, so many that a gradient's sums fit a thread's registers; and its
+ * shared memory, for its rows and two tiles' columns, the warps' parts of two tiles' sums of
+ * columns, or at the end the sums of a gradient, which take more. */
+enum { FUSED_COLUMNS = 32, FUSED_WIDEST = 256 };
+#define FUSED_WARPS(width) ((width) > 128 ? 4 : 8)
+#define FUSED_THREADS(width) (32 * FUSED_WARPS(width))
+#define FUSED_ROWS(width) (16 * FUSED_WARPS(width))
 #define FUSED_IS_BOTH(kernel)                                                                      \
     ((kernel) == EPILOGUE_FUSED_BOTH || (kernel) == EPILOGUE_FUSED_BOTH_RUNNING)
 #define FUSED_BYTES(kernel, width)                                                                 \
-    ((FUSED_ROWS(width) + 2 * FUSED_COLUMNS(kernel, width)) * (2 * (width) + 16) +                 \
-     FUSED_IS_BOTH(kernel) * FUSED_WARPS * FUSED_COLUMNS(kernel, width) *                          \
-         (int)sizeof(epilogue_part))
+    ((kernel) == EPILOGUE_FUSED_GRADIENT                                                           \
+         ? FUSED_ROWS(width) * 4 * ((width) + 8)                                                   \
+         : (FUSED_ROWS(width) + 2 * FUSED_COLUMNS) * (2 * (width) + 16) +                          \
+               FUSED_IS_BOTH(kernel) * 2 * FUSED_WARPS(width) * FUSED_COLUMNS *                    \
+                   (int)sizeof(epilogue_part))
 
 /* Adds a total to another. */
 static inline __device__ void epilogue_add(epilogue_total *to, epilogue_total t) {
@@ -97,9 +103,21 @@ static inline __device__ void epilogue_add(epilogue_total *to, epilogue_total t)
 #endif
 enum { LANES = 32, WARPS = EPILOGUE_THREADS / LANES };
 
-/* The link's value where the similarity of a row and a column of the matrix is s. */
-static __device__ real link(const epilogue &a, real s, long long row, long long column);
-static __device__ bool admitted(const epilogue &a, long long row, long long column);
+/* What the link reads, of all entries, of a row and of a column of the matrix; its value where
+ * their similarity is s; likewise the masks, and whether they leave the entry in. */
+static __device__ link_all link_all_of(const epilogue &a, place);
+static __device__ link_row link_row_of(const epilogue &a, place row);
+static __device__ link_column link_column_of(const epilogue &a, place column);
+static __device__ real link(const epilogue &a, const link_all &all, real s, const link_row &row,
+                            const link_column &column);
+static __device__ mask_row mask_row_of(const epilogue &a, place row);
+static __device__ mask_column mask_column_of(const epilogue &a, place column);
+static __device__ bool admitted(const mask_row &row, const mask_column &column);
+
+/* The place that counts from 1; one that is nowhere, of a number that no place has. */
+static __device__ place place_of(long long number) {
+    return number - 1 == (place)(number - 1) ? (place)(number - 1) : -1;
+}
 
 /* FUSED: whether sums keep running maxima, and the value that adds nothing. */
 #if LN_EPILOGUE == EPILOGUE_FUSED_RUNNING || LN_EPILOGUE == EPILOGUE_FUSED_BOTH_RUNNING
@@ -110,24 +128,33 @@ static __device__ bool admitted(const epilogue &a, long long row, long long colu
 #define NOTHING 0
 #endif
 
+#if LN_EPILOGUE < EPILOGUE_FUSED_SUMS
+static __device__ real quotient(real x, real y) {
+    return x / y;
+}
+
+/* Of a row and a column of the matrix. */
+static __device__ real link_at(const epilogue &a, real s, long long row, long long column) {
+    return link(a, link_all_of(a, 0), s, link_row_of(a, row), link_column_of(a, column));
+}
+
+static __device__ bool admitted_at(const epilogue &a, long long row, long long column) {
+    return admitted(mask_row_of(a, row), mask_column_of(a, column));
+}
+
 /* At (i, j) of the tile, or as the transposed matrix has it. */
 static __device__ real value(const epilogue &a, real s, long long i, long long j, bool flipped) {
     long long row = flipped ? a.column + j : a.row + i;
     long long column = flipped ? a.row + i : a.column + j;
-    real v = link(a, s, row, column);
-    return admitted(a, row, column) ? v : NOTHING;
+    real v = link_at(a, s, row, column);
+    return admitted_at(a, row, column) ? v : NOTHING;
 }
+#endif
 #endif
 
 /* ---- Sums of rows or columns ---- */
 
-#ifdef LN_EPILOGUE
-/* exp(v - most), where most is not below v; 0 of -inf. */
-static __device__ real exp_below(real v, real most) {
-    if (v == -INFINITY) return 0;
-    return v == most ? 1 : MATH(exp)(v - most);
-}
-
+#if LN_EPILOGUE == EPILOGUE_SUMS
 /* exp(v) with a running maximum; -inf adds nothing. */
 static __device__ void add_exp(epilogue_total *to, real v) {
     if (v == -INFINITY) return;
@@ -135,11 +162,8 @@ static __device__ void add_exp(epilogue_total *to, real v) {
         if (to->sum != 0) to->sum *= exp(to->most - (double)v);
         to->most = (double)v;
     }
-    to->sum += (double)exp_below(v, (real)to->most);
+    to->sum += v == (real)to->most ? 1 : (double)MATH(exp)(v - (real)to->most);
 }
-#endif
-
-#if LN_EPILOGUE == EPILOGUE_SUMS
 
 /* A block takes 8 rows by 32 threads each, which read along the row, or 32 columns by 8 threads
  * each: neighbours read what lies together. */
@@ -159,8 +183,8 @@ extern "C" __global__ void epilogue_kernel(epilogue a) {
             long long i = a.by_column ? other : anchor, j = a.by_column ? anchor : other;
             long long row = a.flipped ? a.column + j : a.row + i;
             long long column = a.flipped ? a.row + i : a.column + j;
-            if (!admitted(a, row, column)) continue;
-            real v = link(a, s[i * a.columns + j], row, column);
+            if (!admitted_at(a, row, column)) continue;
+            real v = link_at(a, s[i * a.columns + j], row, column);
             if (a.running) add_exp(&t, v);
             else t.sum += (double)v;
         }

@@ -67,26 +67,25 @@ static void place(epilogue *a, const side *x, const side *y) {
 }
 
 /* How many blocks share the columns of each part of the tile. */
-static int64_t splits_of(const epilogue *a, int kernel, int64_t width) {
-    int64_t tiles = ceil_div(a->columns, FUSED_COLUMNS(kernel, width));
+static int64_t splits_of(const epilogue *a, int64_t width) {
+    int64_t tiles = ceil_div(a->columns, FUSED_COLUMNS);
     int64_t splits = ceil_div(LN_FUSED_BLOCKS, ceil_div(a->rows, FUSED_ROWS(width)));
     return splits < tiles ? splits : tiles;
 }
 
 /* The same of a kernel of both, from the number of tiles that it takes. */
-static int64_t splits_of_both(const epilogue *a, int kernel, int64_t width) {
+static int64_t splits_of_both(const epilogue *a, int64_t width) {
     int64_t down = ceil_div(a->rows, FUSED_ROWS(width));
-    int64_t tiles = ceil_div(a->columns, FUSED_COLUMNS(kernel, width)), all = down * tiles;
-    if (a->row == a->column)
-        all -= down * (down - 1) / 2 * (FUSED_ROWS(width) / FUSED_COLUMNS(kernel, width));
+    int64_t tiles = ceil_div(a->columns, FUSED_COLUMNS), all = down * tiles;
+    if (a->row == a->column) all -= down * (down - 1) / 2 * (FUSED_ROWS(width) / FUSED_COLUMNS);
     int64_t each = ceil_div(all, LN_FUSED_BLOCKS);
     return ceil_div(tiles, each < FUSED_RUN ? each : FUSED_RUN);
 }
 
 static ln_status run(const compiled *kernel, const epilogue *a, int kind, int64_t width) {
     int64_t blocks = ceil_div(a->rows, FUSED_ROWS(width)) * a->splits;
-    return cuda_run(kernel, blocks_for(blocks, 1), FUSED_THREADS, (size_t)FUSED_BYTES(kind, width),
-                    a, sizeof *a, WHAT);
+    return cuda_run(kernel, blocks_for(blocks, 1), FUSED_THREADS(width),
+                    (size_t)FUSED_BYTES(kind, width), a, sizeof *a, WHAT);
 }
 
 template <typename T>
@@ -103,7 +102,7 @@ ln_status fused_sums(const compiled *kernel, epilogue a, const side *x, const si
     void *parts = NULL;
     ln_status status;
     place(&a, x, y);
-    a.splits = splits_of(&a, EPILOGUE_FUSED_SUMS, x->width);
+    a.splits = splits_of(&a, x->width);
     LN_TRY(cuda_scratch(&parts, (size_t)(a.splits * a.rows) * sizeof *totals, WHAT));
     a.totals = (epilogue_total *)parts;
     LN_TRY(run(kernel, &a, EPILOGUE_FUSED_SUMS, x->width));
@@ -120,7 +119,7 @@ static ln_status sum_both(const compiled *kernel, epilogue a, int64_t width) {
     int64_t down = ceil_div(a.rows, FUSED_ROWS(width));
     void *parts = NULL, *below = NULL;
     ln_status status;
-    a.splits = splits_of_both(&a, EPILOGUE_FUSED_BOTH, width);
+    a.splits = splits_of_both(&a, width);
     LN_TRY(cuda_scratch(&parts, (size_t)(a.splits * a.rows) * sizeof *a.totals, WHAT));
     LN_TRY(cuda_scratch(&below, (size_t)(down * a.columns) * sizeof *a.below, WHAT));
     a.totals = (epilogue_total *)parts;
@@ -167,7 +166,7 @@ ln_status fused_gradient(ln_tensor *dx, const compiled *kernel, epilogue a, cons
     void *parts = NULL;
     ln_status status;
     place(&a, x, y);
-    a.splits = splits_of(&a, EPILOGUE_FUSED_GRADIENT, x->width);
+    a.splits = splits_of(&a, x->width);
     float *rows = (float *)dx->data + x->first * a.features;
     int64_t n = a.rows * a.features;
     a.adds = a.splits == 1;

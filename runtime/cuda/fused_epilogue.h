@@ -1,267 +1,440 @@
 /* Kernels that never write a tile, for tiles in halves and rows of up to 256 features: this file is
- * their text, after that of epilogue.h and mma.h. A block owns some rows of x and goes along the
- * rows of y, whose similarities it takes from tensor cores, through the link and, for gradients, on
- * to the next product, in registers; of a symmetric matrix it sums each tile's columns too. It
- * includes nothing. Invariants: what a block sums, it alone sums, in a fixed order; rows past the
- * end are zeros, and their entries are not used.
+ * their text, after those of epilogue.h, mma.h and special.h. A block owns some rows of x, 16 a
+ * warp, and goes along the rows of y, whose similarities it takes from tensor cores, through the
+ * link and, for gradients, on to the next product, in registers; of a symmetric matrix it sums each
+ * tile's columns too. It includes nothing. Invariants: what a block sums, it alone sums, in a fixed
+ * order; rows past the end are zeros, and their entries are not used. Code is unrolled over one
+ * tile of 16 x 32 entries a warp and no further, for the time that it takes to compile.
  *
- * LN_WIDTH is the width of rows in memory, a multiple of 16; zeros fill it. */
+ * LN_WIDTH is the width of rows in memory, a multiple of 16; zeros fill it. LN_FLIPPED: x's rows
+ * are the matrix's columns; LN_MIRRORED: a gradient's weights are those of the matrix and of the
+ * transposed one. */
 #if LN_EPILOGUE >= EPILOGUE_FUSED_SUMS
 enum {
     WIDTH = LN_WIDTH,
-    PITCH = 2 * WIDTH + 16,   /* bytes between rows in shared memory: eight of them share no bank */
-    DOWN = FUSED_DOWN(WIDTH), /* times 16 rows of a warp */
-    COLUMNS = FUSED_COLUMNS(LN_EPILOGUE, WIDTH),
+    PITCH = 2 * WIDTH + 16, /* bytes between rows in shared memory: eight of them share no bank */
+    BLOCK_WARPS = FUSED_WARPS(WIDTH),
+    BLOCK_THREADS = FUSED_THREADS(WIDTH),
+    BLOCK_ROWS = FUSED_ROWS(WIDTH),
+    WARP_ROWS = 16,
+    OWN = 2, /* rows of a lane */
+    COLUMNS = FUSED_COLUMNS,
     ACROSS = COLUMNS / 8, /* times 8 columns */
     FEATURES = WIDTH / 8, /* times 8 features */
-    BLOCK_ROWS = FUSED_ROWS(WIDTH),
+    STEPS = WIDTH / 16,
+    GRADIENT = LN_EPILOGUE == EPILOGUE_FUSED_GRADIENT,
     BOTH = FUSED_IS_BOTH(LN_EPILOGUE),
-    RUNNING = LN_RUNNING
+    RUNNING = LN_RUNNING,
+    FLIPPED = LN_FLIPPED,
+    TWO = BOTH || LN_MIRRORED,      /* entries serve both ways round */
+    KEPT = !GRADIENT || WIDTH <= 64 /* registers have room for the block's rows */
 };
 
-/* A lane's sums of products: see mma.h. */
+/* A lane's sums of products: see mma.h. Of row r and the lane's column k: [k / 2][2 r + k % 2]. */
 typedef float fragment[ACROSS][4];
 
-/* ---- Sums of columns ---- */
-
-/* Of the tile's columns, (FUSED_WARPS, COLUMNS), after the rows and tiles. */
-static __device__ epilogue_part *column_parts(void) {
-    return (epilogue_part *)(block_memory() + (BLOCK_ROWS + 2 * COLUMNS) * PITCH);
+/* The tile's column that the lane's column k is. */
+static __device__ int column_at(int k) {
+    return k / 2 * 8 + threadIdx.x % 4 * 2 + k % 2;
 }
 
-/* The warp's part of the tile's 8 columns from `first` on. A lane brings 2 * DOWN rows of two that
+static __device__ bool lies_in(place at, place first, place count) {
+    return (unsigned)(at - first) < (unsigned)count;
+}
+
+static __device__ bool touched(const mask_row &row, place first, place count);
+static __device__ link_row link_row_from(const link_row &own, int lane);
+static __device__ link_column link_column_from(const link_column &own, int lane);
+static __device__ mask_row mask_row_from(const mask_row &own, int lane);
+static __device__ mask_column mask_column_from(const mask_column &own, int lane);
+
+/* ---- What entries read ---- */
+
+/* One of x's rows or of y's, as a row and as a column of the matrix; either may be unused. */
+typedef struct {
+    link_row row;
+    link_column column;
+} link_place;
+typedef struct {
+    mask_row row;
+    mask_column column;
+} mask_place;
+
+/* Whether x's rows are wanted as rows of the matrix and y's as columns, or the other way round. */
+enum { STRAIGHT = !FLIPPED || TWO, CROSSED = FLIPPED || TWO };
+
+static __device__ link_place link_place_of(const epilogue &a, place at, bool row, bool column) {
+    link_place p;
+    if (row) p.row = link_row_of(a, at);
+    if (column) p.column = link_column_of(a, at);
+    return p;
+}
+
+static __device__ mask_place mask_place_of(const epilogue &a, place at, bool row, bool column) {
+    mask_place p;
+    if (row) p.row = mask_row_of(a, at);
+    if (column) p.column = mask_column_of(a, at);
+    return p;
+}
+
+/* Of a column of the tile, from the lane that has read it. */
+static __device__ link_place link_place_from(const link_place &lanes, int from) {
+    link_place p;
+    if (CROSSED) p.row = link_row_from(lanes.row, from);
+    if (STRAIGHT) p.column = link_column_from(lanes.column, from);
+    return p;
+}
+
+static __device__ mask_place mask_place_from(const mask_place &lanes, int from) {
+    mask_place p;
+    if (CROSSED) p.row = mask_row_from(lanes.row, from);
+    if (STRAIGHT) p.column = mask_column_from(lanes.column, from);
+    return p;
+}
+
+/* What a warp knows of its rows and of a tile: i and j are the first of them in x and y, which have
+ * so many rows, at these places of the matrix. */
+typedef struct {
+    place i, rows, row, j, columns, column;
+    link_all all;
+    link_place own[OWN], others; /* of the lane's rows; of the lane's column */
+    unsigned straight, crossed;  /* bit k OWN + r: whether the lane's entry is used */
+} warp_tile;
+
+static __device__ place row_in(const warp_tile &c, int r) {
+    return c.i + threadIdx.x % LANES / 4 + 8 * r;
+}
+
+/* The link's value of an entry of the lane, or NOTHING. */
+static __device__ real value(const epilogue &a, const warp_tile &c, const link_place &other, real s,
+                             int r, int bit, bool crossed) {
+    const link_place &own = c.own[r];
+    real v = crossed ? link(a, c.all, s, other.row, own.column)
+                     : link(a, c.all, s, own.row, other.column);
+    return (crossed ? c.crossed : c.straight) >> bit & 1 ? v : NOTHING;
+}
+
+/* Which entries of the lane are used: all, or what the masks say. */
+static __device__ void admit(const epilogue &a, warp_tile *c, place other, bool mixed) {
+    mask_place own[OWN], lanes;
+    c->straight = c->crossed = 0xffffffffu;
+    mixed |= c->i + WARP_ROWS > c->rows || c->j + COLUMNS > c->columns;
+    if (__ballot_sync(0xffffffffu, mixed) == 0) return;
+    lanes = mask_place_of(a, other, CROSSED, STRAIGHT);
+#pragma unroll
+    for (int r = 0; r < OWN; r++) {
+        place at = row_in(*c, r);
+        own[r] = mask_place_of(a, c->row + (at < c->rows ? at : 0), STRAIGHT, CROSSED);
+    }
+    c->straight = c->crossed = 0;
+#pragma unroll 1
+    for (int k = 0; k < 2 * ACROSS; k++) {
+        mask_place p = mask_place_from(lanes, column_at(k));
+        bool inside = c->j + column_at(k) < c->columns;
+#pragma unroll
+        for (int r = 0; r < OWN; r++) {
+            bool used = inside && row_in(*c, r) < c->rows;
+            int bit = k * OWN + r;
+            if (STRAIGHT) c->straight |= (unsigned)(used && admitted(own[r].row, p.column)) << bit;
+            if (CROSSED) c->crossed |= (unsigned)(used && admitted(p.row, own[r].column)) << bit;
+        }
+    }
+}
+
+/* ---- Products ---- */
+
+/* The warp's rows as left operands. */
+typedef struct {
+    unsigned at[KEPT ? STEPS : 1][4];
+} left;
+
+static __device__ void read_left(unsigned x[4], const char *rows, int step) {
+    int lane = threadIdx.x % LANES, place = lane % 8, odd = lane / 8 % 2, upper = lane / 16;
+    fragment_rows(x, rows + (8 * odd + place) * PITCH + 2 * (16 * step + 8 * upper));
+}
+
+static __device__ void keep(left *x, const char *rows) {
+#pragma unroll
+    for (int step = 0; KEPT && step < STEPS; step++) read_left(x->at[step], rows, step);
+}
+
+/* The similarities of the warp's rows and the tile's columns. */
+static __device__ void multiply(fragment s, left *x, const char *rows, const char *columns) {
+    int lane = threadIdx.x % LANES, place = lane % 8, odd = lane / 8 % 2, upper = lane / 16;
+#pragma unroll
+    for (int n = 0; n < ACROSS; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) s[n][e] = 0;
+#pragma unroll
+    for (int step = 0; step < STEPS; step++) {
+        int k = KEPT ? step : 0;
+        unsigned y[4];
+        if (!KEPT) read_left(x->at[k], rows, step);
+#pragma unroll
+        for (int n = 0; n < ACROSS; n += 2) {
+            fragment_rows(y, columns + (8 * n + 8 * upper + place) * PITCH +
+                                 2 * (16 * step + 8 * odd));
+            mma(s[n], x->at[k], y);
+            mma(s[n + 1], x->at[k], y + 2);
+        }
+    }
+}
+
+/* ---- Sums ---- */
+
+#if LN_EPILOGUE != EPILOGUE_FUSED_GRADIENT
+typedef struct {
+    struct {
+        real most;
+        double sum;
+    } of[OWN];
+} state;
+
+static __device__ void state_begin(state *t) {
+#pragma unroll
+    for (int r = 0; r < OWN; r++) {
+        t->of[r].most = NOTHING;
+        t->of[r].sum = 0;
+    }
+}
+
+/* exp(v - most), where most is not below v; 0 of -inf. */
+static __device__ real exp_below(real v, real most) {
+    real e = MATH(exp)(v - most);
+    return v == -INFINITY ? 0 : v == most ? 1 : e;
+}
+
+/* The warp's part of the tile's 8 columns to which `to` belongs. A lane brings OWN rows of two that
  * eight lanes have, half of which go on with either. */
-static __device__ void add_columns(int first, real v[2][2 * DOWN]) {
+static __device__ void add_columns(epilogue_part *to, real v[2][OWN]) {
     int lane = threadIdx.x % LANES, odd = lane / 4 % 2;
     real most[2] = {}, sum[2] = {};
 #pragma unroll
     for (int e = 0; e < 2; e++) {
         if (RUNNING) {
-            most[e] = v[e][0];
-#pragma unroll
-            for (int r = 1; r < 2 * DOWN; r++) most[e] = MATH(fmax)(most[e], v[e][r]);
+            most[e] = MATH(fmax)(v[e][0], v[e][1]);
 #pragma unroll
             for (int distance = 4; distance < LANES; distance *= 2)
                 most[e] = MATH(fmax)(most[e], __shfl_xor_sync(0xffffffffu, most[e], distance));
         }
-#pragma unroll
-        for (int r = 0; r < 2 * DOWN; r++)
-            sum[e] += RUNNING ? exp_below(v[e][r], most[e]) : v[e][r];
+        sum[e] =
+            RUNNING ? exp_below(v[e][0], most[e]) + exp_below(v[e][1], most[e]) : v[e][0] + v[e][1];
     }
     real own = odd ? sum[1] : sum[0];
     own += __shfl_xor_sync(0xffffffffu, odd ? sum[0] : sum[1], 4);
     own += __shfl_xor_sync(0xffffffffu, own, 8);
     own += __shfl_xor_sync(0xffffffffu, own, 16);
-    epilogue_part *to = column_parts() + threadIdx.x / LANES * COLUMNS + first;
     if (lane < 8) to[lane % 4 * 2 + odd] = {odd ? most[1] : most[0], own};
 }
 
-/* The block's sums of a tile's columns, which begin at `first`. */
-static __device__ void store_columns(const epilogue &a, long long block, long long first) {
-    const epilogue_part *parts = column_parts() + threadIdx.x;
+/* The block's sums of a tile's columns, which begin at `first`, from the warps' parts. */
+static __device__ void store_columns(const epilogue &a, const epilogue_part *parts, long long block,
+                                     place first) {
     epilogue_part all = {NOTHING, 0};
-    if (threadIdx.x >= COLUMNS || first + threadIdx.x >= a.columns) return;
+    if (threadIdx.x >= COLUMNS || first + (place)threadIdx.x >= a.columns) return;
+    parts += threadIdx.x;
 #pragma unroll
-    for (int w = 0; w < FUSED_WARPS; w++)
+    for (int w = 0; w < BLOCK_WARPS; w++)
         if (RUNNING) all.most = MATH(fmax)(all.most, parts[w * COLUMNS].most);
 #pragma unroll
-    for (int w = 0; w < FUSED_WARPS; w++) {
+    for (int w = 0; w < BLOCK_WARPS; w++) {
         epilogue_part p = parts[w * COLUMNS];
         all.sum += RUNNING ? p.sum * exp_below(p.most, all.most) : p.sum;
     }
     a.below[block * a.columns + first + threadIdx.x] = all;
 }
 
-/* ---- What a warp makes of a tile ---- */
-
-/* i: the lane's first row, from which each `m` and `h` is 16 and 8 further down; j: its first
- * column, from which each `n` and `e` is 8 and 1 further on. */
-
-#if LN_EPILOGUE != EPILOGUE_FUSED_GRADIENT
-typedef struct {
-    epilogue_total of[DOWN][2];
-} state;
-
-static __device__ void state_begin(state *t) {
-#pragma unroll
-    for (int r = 0; r < 2 * DOWN; r++) {
-        t->of[r / 2][r % 2].most = NOTHING;
-        t->of[r / 2][r % 2].sum = 0;
-    }
-}
-
-/* Raises the row's maximum to that of the tile, once, and gives the sum of exponentials below it.
- * Of the lane's values, those of row h. */
-static __device__ real sum_below(epilogue_total *to, const fragment s, int h, real most) {
+/* Adds a row's values of the tile, in the lane, with one raise of the row's maximum. */
+static __device__ void add_row(state *t, const fragment s, int r, real most) {
     real sum = 0;
-    if ((double)most > to->most) {
-        if (to->sum != 0) to->sum *= exp(to->most - (double)most);
-        to->most = (double)most;
+    if (RUNNING) {
+        most = MATH(fmax)(most, t->of[r].most);
+        t->of[r].sum *= (double)exp_below(t->of[r].most, most);
+        t->of[r].most = most;
     }
-    most = (real)to->most;
 #pragma unroll
     for (int n = 0; n < ACROSS; n++)
-        sum += exp_below(s[n][2 * h], most) + exp_below(s[n][2 * h + 1], most);
-    return sum;
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            real v = s[n][2 * r + e];
+            sum += RUNNING ? exp_below(v, most) : v;
+        }
+    t->of[r].sum += (double)sum;
 }
 
-/* Of both, the sums of columns go to shared memory; where the tile is on the diagonal, in vain. */
-static __device__ void state_take(state *t, const epilogue &a, fragment *s, const char *,
-                                  long long i, long long j) {
-    real along[2 * DOWN], most[2 * DOWN];
+/* Of both, the sums of columns go to the warp's parts; where the tile is on the diagonal, in vain.
+ */
+static __device__ void state_take(state *t, const epilogue &a, const warp_tile &c, fragment s,
+                                  const char *, epilogue_part *parts) {
+    real most[OWN];
 #pragma unroll
-    for (int r = 0; r < 2 * DOWN; r++) {
-        along[r] = 0;
-        most[r] = NOTHING;
-    }
+    for (int r = 0; r < OWN; r++) most[r] = NOTHING;
 #pragma unroll
     for (int n = 0; n < ACROSS; n++) {
-        real below[2][2 * DOWN];
+        real below[2][OWN];
 #pragma unroll
-        for (int r = 0; r < 2 * DOWN; r++)
+        for (int e = 0; e < 2; e++) {
+            int k = 2 * n + e;
+            link_place other = link_place_from(c.others, column_at(k));
 #pragma unroll
-            for (int e = 0; e < 2; e++) {
-                long long own = i + 8 * r, other = j + 8 * n + e;
-                real *x = &s[r / 2][n][r % 2 * 2 + e], v = NOTHING, mirrored = NOTHING;
-                if (own < a.rows && other < a.columns) {
-                    v = value(a, *x, own, other, a.flipped);
-                    if (BOTH) mirrored = value(a, *x, own, other, !a.flipped);
-                }
+            for (int r = 0; r < OWN; r++) {
+                real *x = &s[n][2 * r + e];
+                real v = value(a, c, other, *x, r, k * OWN + r, FLIPPED);
+                if (BOTH) below[e][r] = value(a, c, other, *x, r, k * OWN + r, !FLIPPED);
                 if (RUNNING) most[r] = MATH(fmax)(most[r], v);
-                else along[r] += v;
                 *x = v;
-                below[e][r] = mirrored;
             }
-        if (BOTH) add_columns(8 * n, below);
+        }
+        if (BOTH) add_columns(parts + 8 * n, below);
     }
 #pragma unroll
-    for (int r = 0; r < 2 * DOWN; r++) {
-        epilogue_total *to = &t->of[r / 2][r % 2];
-        if (RUNNING) along[r] = sum_below(to, s[r / 2], r % 2, most[r]);
-        to->sum += (double)along[r];
-    }
+    for (int r = 0; r < OWN; r++) add_row(t, s, r, most[r]);
 }
 
 /* The lanes of a row have its columns between them. */
-static __device__ void state_end(state *t, const epilogue &a, long long i, long long split) {
+static __device__ void state_end(state *t, const epilogue &a, place first, char *,
+                                 long long split) {
+    place i = first + threadIdx.x / LANES * WARP_ROWS + threadIdx.x % LANES / 4;
 #pragma unroll
-    for (int r = 0; r < 2 * DOWN; r++) {
-        epilogue_total own = t->of[r / 2][r % 2];
-        for (int distance = 1; distance < 4; distance *= 2) {
-            epilogue_total other;
-            other.most = __shfl_xor_sync(0xffffffffu, own.most, distance);
-            other.sum = __shfl_xor_sync(0xffffffffu, own.sum, distance);
-            epilogue_add(&own, other);
+    for (int r = 0; r < OWN; r++) {
+        real most = t->of[r].most;
+        double sum = t->of[r].sum;
+        if (RUNNING) {
+            most = MATH(fmax)(most, __shfl_xor_sync(0xffffffffu, most, 1));
+            most = MATH(fmax)(most, __shfl_xor_sync(0xffffffffu, most, 2));
+            sum *= (double)exp_below(t->of[r].most, most);
         }
-        if (threadIdx.x % 4 == 0 && i + 8 * r < a.rows) a.totals[split * a.rows + i + 8 * r] = own;
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        if (threadIdx.x % 4 == 0 && i + 8 * r < a.rows)
+            a.totals[split * a.rows + i + 8 * r] = {(double)most, sum};
     }
 }
 #endif
+
+/* ---- Gradients ---- */
 
 #if LN_EPILOGUE == EPILOGUE_FUSED_GRADIENT
 /* A row's sums are those of weights times its power of two, which falls when a weight asks for it:
  * then no weight leaves float16's range, and the largest keep their precision. */
 typedef struct {
-    float sums[DOWN][FEATURES][4], power[DOWN][2];
+    float sums[FEATURES][4], power[OWN];
 } state;
+
+/* 2^exponent, and from it 2^-exponent, of normal numbers. */
+static __device__ float power_of_two(int exponent) {
+    return __int_as_float((exponent + 127) << 23);
+}
+
+static __device__ float inverse_of(float power) {
+    return __int_as_float((254 << 23) - __float_as_int(power));
+}
 
 static __device__ void state_begin(state *t) {
 #pragma unroll
-    for (int m = 0; m < DOWN; m++) {
-        t->power[m][0] = t->power[m][1] = 0x1p115f;
+    for (int r = 0; r < OWN; r++) t->power[r] = power_of_two(115);
 #pragma unroll
-        for (int f = 0; f < FEATURES; f++)
+    for (int f = 0; f < FEATURES; f++)
 #pragma unroll
-            for (int e = 0; e < 4; e++) t->sums[m][f][e] = 0;
-    }
+        for (int e = 0; e < 4; e++) t->sums[f][e] = 0;
 }
 
-/* Lowers the power of row (m, h) to what a weight of this size takes. */
-static __device__ void lower_power(state *t, int m, int h, float most) {
-    int exponent;
-    frexpf(most, &exponent);
-    float power = ldexpf(1, 15 - exponent), factor = power / t->power[m][h];
-    t->power[m][h] = power;
+/* Whether a weight of this size leaves the range with that power; not where it is infinite. */
+static __device__ bool leaves(float most, float power) {
+    return most * power >= 0x1p15f && most < INFINITY;
+}
+
+/* Lowers the powers of the rows whose largest weights of the tile ask for it. */
+static __device__ void lower_powers(state *t, const float most[OWN]) {
 #pragma unroll
-    for (int f = 0; f < FEATURES; f++) {
-        t->sums[m][f][2 * h] *= factor;
-        t->sums[m][f][2 * h + 1] *= factor;
+    for (int r = 0; r < OWN; r++) {
+        float row = most[r];
+        row = fmaxf(row, __shfl_xor_sync(0xffffffffu, row, 1));
+        row = fmaxf(row, __shfl_xor_sync(0xffffffffu, row, 2));
+        float inverse = inverse_of(t->power[r]);
+        if (!leaves(row, t->power[r])) row = 0x1p14f * inverse; /* the power stays */
+        int exponent = (__float_as_int(row) >> 23) - 127;       /* row < 2^(exponent + 1) */
+        float power = power_of_two(14 - exponent), factor = power * inverse;
+        t->power[r] = power;
+#pragma unroll
+        for (int f = 0; f < FEATURES; f++) {
+            t->sums[f][2 * r] *= factor;
+            t->sums[f][2 * r + 1] *= factor;
+        }
     }
 }
 
 /* From similarities to weights times their row's power. */
-static __device__ void weigh(state *t, const epilogue &a, fragment *s, long long i, long long j) {
+static __device__ void weigh(state *t, const epilogue &a, const warp_tile &c, fragment s) {
+    float most[OWN] = {};
+    bool left = false;
 #pragma unroll
-    for (int m = 0; m < DOWN; m++)
+    for (int k = 0; k < 2 * ACROSS; k++) {
+        link_place other = link_place_from(c.others, column_at(k));
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            long long own = i + 16 * m + 8 * h;
-            float most = 0;
-#pragma unroll
-            for (int n = 0; n < ACROSS; n++)
-#pragma unroll
-                for (int e = 2 * h; e < 2 * h + 2; e++) {
-                    long long other = j + 8 * n + e % 2;
-                    real v = 0;
-                    if (own < a.rows && other < a.columns) {
-                        v = value(a, s[m][n][e], own, other, a.flipped);
-                        if (a.mirrored) v += value(a, s[m][n][e], own, other, !a.flipped);
-                    }
-                    s[m][n][e] = v;
-                    most = fmaxf(most, MATH(fabs)(v));
-                }
-            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
-            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
-            if (most * t->power[m][h] >= 0x1p15f && most < INFINITY) lower_power(t, m, h, most);
-#pragma unroll
-            for (int n = 0; n < ACROSS; n++) {
-                s[m][n][2 * h] *= t->power[m][h];
-                s[m][n][2 * h + 1] *= t->power[m][h];
-            }
+        for (int r = 0; r < OWN; r++) {
+            real *x = &s[k / 2][2 * r + k % 2];
+            real v = value(a, c, other, *x, r, k * OWN + r, FLIPPED);
+            if (TWO) v += value(a, c, other, *x, r, k * OWN + r, !FLIPPED);
+            most[r] = fmaxf(most[r], fabsf(v));
+            *x = v;
         }
+    }
+#pragma unroll
+    for (int r = 0; r < OWN; r++) left |= leaves(most[r], t->power[r]);
+    if (__ballot_sync(0xffffffffu, left) != 0) lower_powers(t, most);
+#pragma unroll
+    for (int r = 0; r < OWN; r++)
+#pragma unroll
+        for (int k = 0; k < 2 * ACROSS; k++) s[k / 2][2 * r + k % 2] *= t->power[r];
 }
 
 /* The weights, as they lie, are the left operand of 16 columns at a time. */
-static __device__ void state_take(state *t, const epilogue &a, fragment *s, const char *columns,
-                                  long long i, long long j) {
+static __device__ void state_take(state *t, const epilogue &a, const warp_tile &c, fragment s,
+                                  const char *columns, epilogue_part *) {
     int lane = threadIdx.x % LANES, row = lane % 16, feature = lane / 16 * 8;
-    weigh(t, a, s, i, j);
+    weigh(t, a, c, s);
 #pragma unroll
     for (int k = 0; k < ACROSS / 2; k++) {
-        unsigned w[DOWN][4], y[4];
+        unsigned w[4], y[4];
 #pragma unroll
-        for (int m = 0; m < DOWN; m++)
-#pragma unroll
-            for (int p = 0; p < 4; p++) {
-                const float *pair = &s[m][2 * k + p / 2][p % 2 * 2];
-                w[m][p] = half_pair(pair[0], pair[1]);
-            }
+        for (int p = 0; p < 4; p++) {
+            const float *pair = &s[2 * k + p / 2][p % 2 * 2];
+            w[p] = half_pair(pair[0], pair[1]);
+        }
 #pragma unroll
         for (int f = 0; f < FEATURES / 2; f++) {
             fragment_columns(y, columns + (16 * k + row) * PITCH + 2 * (16 * f + feature));
-#pragma unroll
-            for (int m = 0; m < DOWN; m++) {
-                mma(t->sums[m][2 * f], w[m], y);
-                mma(t->sums[m][2 * f + 1], w[m], y + 2);
-            }
+            mma(t->sums[2 * f], w, y);
+            mma(t->sums[2 * f + 1], w, y + 2);
         }
     }
 }
 
-static __device__ void state_end(state *t, const epilogue &a, long long i, long long split) {
+/* By way of shared memory, so that a warp writes rows. */
+static __device__ void state_end(state *t, const epilogue &a, place first, char *memory,
+                                 long long split) {
+    enum { ROW = WIDTH + 8 };
+    int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    float *sums = (float *)memory;
+    float *own = sums + (warp * WARP_ROWS + lane / 4) * ROW + lane % 4 * 2;
 #pragma unroll
-    for (int m = 0; m < DOWN; m++)
+    for (int r = 0; r < OWN; r++) {
+        float inverse = inverse_of(t->power[r]);
 #pragma unroll
         for (int f = 0; f < FEATURES; f++)
 #pragma unroll
-            for (int e = 0; e < 4; e++) {
-                long long own = i + 16 * m + e / 2 * 8;
-                int feature = 8 * f + threadIdx.x % 4 * 2 + e % 2;
-                if (own >= a.rows || feature >= a.features) continue;
-                float *to = (float *)a.w + (split * a.rows + own) * a.features + feature;
-                float v = t->sums[m][f][e] / t->power[m][e / 2];
-                *to = a.adds ? *to + v : v;
-            }
+            for (int e = 0; e < 2; e++)
+                own[8 * r * ROW + 8 * f + e] = t->sums[f][2 * r + e] * inverse;
+    }
+    __syncthreads(); /* all rows are there */
+#pragma unroll 1
+    for (int i = warp; i < BLOCK_ROWS && first + i < a.rows; i += BLOCK_WARPS) {
+        float *to = (float *)a.w + (split * a.rows + first + i) * a.features;
+#pragma unroll 1
+        for (int f = lane; f < a.features; f += LANES)
+            to[f] = a.adds ? to[f] + sums[i * ROW + f] : sums[i * ROW + f];
+    }
 }
 #endif
 
@@ -272,7 +445,7 @@ static __device__ void state_end(state *t, const epilogue &a, long long i, long 
 static __device__ void fetch(char *to, const void *from, long long first, long long count,
                              int rows) {
 #pragma unroll 1
-    for (int t = threadIdx.x; t < rows * FEATURES; t += FUSED_THREADS) {
+    for (int t = threadIdx.x; t < rows * FEATURES; t += BLOCK_THREADS) {
         int row = t / FEATURES; /* rows are a piece further apart there */
         bool given = first + row < count;
         const char *piece = (const char *)from + 16 * (first * FEATURES + t);
@@ -280,78 +453,94 @@ static __device__ void fetch(char *to, const void *from, long long first, long l
     }
 }
 
-/* The similarities of the warp's rows and the tile's columns. */
-static __device__ void multiply(fragment *s, const char *rows, const char *columns) {
-    int lane = threadIdx.x % LANES, place = lane % 8, odd = lane / 8 % 2, upper = lane / 16;
+/* The tile's columns, which lie from j on: their similarities, and what the state makes of them. */
+static __device__ void take_tile(state *t, const epilogue &a, warp_tile *c, left *x,
+                                 const char *rows, const char *columns, epilogue_part *parts) {
+    fragment s;
+    place mine = c->j + threadIdx.x % LANES, other;
+    bool mixed = false;
+    other = c->column + (mine < c->columns ? mine : 0);
+    c->others = link_place_of(a, other, CROSSED, STRAIGHT);
 #pragma unroll
-    for (int m = 0; m < DOWN; m++)
-#pragma unroll
-        for (int n = 0; n < ACROSS; n++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) s[m][n][e] = 0;
-#pragma unroll
-    for (int k = 0; k < WIDTH; k += 16) {
-        unsigned x[DOWN][4], y[4];
-#pragma unroll
-        for (int m = 0; m < DOWN; m++)
-            fragment_rows(x[m], rows + (16 * m + 8 * odd + place) * PITCH + 2 * (k + 8 * upper));
-#pragma unroll
-        for (int n = 0; n < ACROSS; n += 2) {
-            fragment_rows(y, columns + (8 * n + 8 * upper + place) * PITCH + 2 * (k + 8 * odd));
-#pragma unroll
-            for (int m = 0; m < DOWN; m++) {
-                mma(s[m][n], x[m], y);
-                mma(s[m][n + 1], x[m], y + 2);
-            }
-        }
+    for (int r = 0; STRAIGHT && r < OWN; r++) {
+        place at = row_in(*c, r);
+        mask_row own = mask_row_of(a, c->row + (at < c->rows ? at : 0));
+        mixed |= touched(own, c->column + c->j, COLUMNS);
     }
+    if (CROSSED) mixed |= touched(mask_row_of(a, other), c->row + c->i, WARP_ROWS);
+    multiply(s, x, rows, columns);
+    admit(a, c, other, mixed);
+    state_take(t, a, *c, s, columns, parts);
+}
+
+static __device__ warp_tile warp_tile_of(const epilogue &a, place first) {
+    warp_tile c;
+    c.i = first + threadIdx.x / LANES * WARP_ROWS;
+    c.rows = (place)a.rows;
+    c.row = (place)a.row;
+    c.columns = (place)a.columns;
+    c.column = (place)a.column;
+    c.all = link_all_of(a, 0);
+#pragma unroll
+    for (int r = 0; r < OWN; r++) {
+        place at = row_in(c, r);
+        c.own[r] = link_place_of(a, c.row + (at < c.rows ? at : 0), STRAIGHT, CROSSED);
+    }
+    return c;
 }
 
 /* The rows from `first` on, with the split's share of the columns; the next tile comes while one is
  * used. Of both, where the diagonal begins at (0, 0), the tiles left of the block's own rows are
- * another's, those of its own rows have both halves, and those right of them are mirrored. */
-static __device__ void take_block(const epilogue &a, long long first, long long split) {
+ * another's, those of its own rows have both halves, and those right of them are mirrored. The
+ * warps' parts of a tile's columns are read while those of the next are made. */
+static __device__ void take_block(const epilogue &a, place first, long long split) {
     char *rows = block_memory(), *tiles = rows + BLOCK_ROWS * PITCH;
-    int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
-    long long count = (a.columns + COLUMNS - 1) / COLUMNS;
-    long long each = (count + a.splits - 1) / a.splits, begin = split * each;
-    long long end = begin + each < count ? begin + each : count;
+    const char *own = rows + threadIdx.x / LANES * WARP_ROWS * PITCH;
+    epilogue_part *parts = (epilogue_part *)(tiles + 2 * COLUMNS * PITCH);
+    place count = (place)((a.columns + COLUMNS - 1) / COLUMNS);
+    place each = (place)((count + a.splits - 1) / a.splits), begin = (place)split * each;
+    place end = begin + each < count ? begin + each : count;
     bool diagonal = BOTH && a.row == a.column;
-    long long right = diagonal ? (first + BLOCK_ROWS) / COLUMNS : 0;
+    place right = diagonal ? (first + BLOCK_ROWS) / COLUMNS : 0;
     if (diagonal && begin < first / COLUMNS) begin = first / COLUMNS;
-    long long i = first + 16 * DOWN * warp + lane / 4;
+    warp_tile c = warp_tile_of(a, first);
+    left x;
     state t;
     state_begin(&t);
     if (begin < end) {
         fetch(rows, a.x, first, a.rows, BLOCK_ROWS);
-        fetch(tiles, a.y, begin * COLUMNS, a.columns, COLUMNS);
+        fetch(tiles, a.y, (long long)begin * COLUMNS, a.columns, COLUMNS);
     }
     copy_group();
-    for (long long tile = begin; tile < end; tile++) {
-        const char *columns = tiles + (tile - begin) % 2 * COLUMNS * PITCH;
-        char *next = tiles + (tile + 1 - begin) % 2 * COLUMNS * PITCH;
-        fragment s[DOWN];
-        if (tile + 1 < end) fetch(next, a.y, (tile + 1) * COLUMNS, a.columns, COLUMNS);
-        copy_group();
-        copy_wait(1);
-        __syncthreads(); /* the tile is there, of all threads */
-        multiply(s, rows + 16 * DOWN * warp * PITCH, columns);
-        state_take(&t, a, s, columns, i, tile * COLUMNS + lane % 4 * 2);
-        __syncthreads(); /* it is read; all warps' sums of its columns are there */
-        if (BOTH && tile >= right) store_columns(a, first / BLOCK_ROWS, tile * COLUMNS);
-    }
     copy_wait(0);
+    __syncthreads(); /* the block's rows and its first tile are there, of all threads */
+    if (begin < end) keep(&x, own);
+#pragma unroll 1
+    for (place tile = begin; tile < end; tile++) {
+        int turn = (tile - begin) % 2;
+        epilogue_part *all = parts + turn * BLOCK_WARPS * COLUMNS;
+        if (tile + 1 < end)
+            fetch(tiles + (1 - turn) * COLUMNS * PITCH, a.y, (long long)(tile + 1) * COLUMNS,
+                  a.columns, COLUMNS);
+        copy_group();
+        c.j = tile * COLUMNS;
+        take_tile(&t, a, &c, &x, own, tiles + turn * COLUMNS * PITCH,
+                  all + threadIdx.x / LANES * COLUMNS);
+        copy_wait(0);
+        __syncthreads(); /* the tile and its columns' parts are done; the next is there */
+#if LN_EPILOGUE != EPILOGUE_FUSED_GRADIENT
+        if (BOTH && tile >= right) store_columns(a, all, first / BLOCK_ROWS, tile * COLUMNS);
+#endif
+    }
+    state_end(&t, a, first, rows, split);
     __syncthreads(); /* the memory serves the next block */
-    state_end(&t, a, i, split);
 }
 
-/* Of wide rows shared memory holds two or three blocks: unless told, the compiler would spill
- * registers for the sake of more. 0 leaves it to the compiler. */
-enum { RESIDENT = WIDTH > 128 && LN_EPILOGUE != EPILOGUE_FUSED_GRADIENT ? 2 : 0 };
-
-extern "C" __global__ void __launch_bounds__(FUSED_THREADS, RESIDENT) epilogue_kernel(epilogue a) {
+/* Of gradients, and of sums of wide rows, shared memory holds two or three blocks: unless told, the
+ * compiler would spill registers for the sake of more. */
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 2) epilogue_kernel(epilogue a) {
     long long down = (a.rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
     for (long long block = blockIdx.x; block < down * a.splits; block += gridDim.x)
-        take_block(a, block % down * BLOCK_ROWS, block / down);
+        take_block(a, (place)(block % down * BLOCK_ROWS), block / down);
 }
 #endif

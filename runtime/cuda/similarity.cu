@@ -69,7 +69,8 @@ static __global__ void gains_kernel(T *out, const T *y, const T *dy, const T *sh
 typedef struct {
     epilogue arguments;
     const compiled *kernel;
-    const compiled *both; /* of sums: for tiles that are mirrored; NULL: the kernel, twice */
+    const compiled *both;  /* of sums: for tiles that are mirrored; NULL: the kernel, twice */
+    const compiled *other; /* of fused gradients: for those of k, where it is not q */
 } job;
 
 enum {
@@ -90,10 +91,12 @@ typedef struct {
     void *held[MOST_JOBS + LN_MAX_REDUCTIONS + MOST_TILE];
 } pass;
 
-static int64_t fused_width(const ln_tensor *q, bool cosine, int tile_dtype) {
-    int dtype = side_dtype(q, cosine, tile_dtype);
-    int64_t width = side_width(dtype, q->shape[1]);
-    return dtype != q->dtype && width <= FUSED_WIDEST ? width : 0;
+/* The kernels count rows in 32 bits. */
+static int64_t fused_width(const pass *p) {
+    int dtype = side_dtype(p->q, p->cosine, p->tile_dtype);
+    int64_t width = side_width(dtype, p->q->shape[1]);
+    bool counted = p->n <= INT32_MAX / 2 && p->m <= INT32_MAX / 2;
+    return dtype != p->q->dtype && width <= FUSED_WIDEST && counted ? width : 0;
 }
 
 static ln_status pass_new(pass *p, const ln_tensor *q, const ln_tensor *k, bool cosine,
@@ -103,11 +106,11 @@ static ln_status pass_new(pass *p, const ln_tensor *q, const ln_tensor *k, bool 
     p->k = k != NULL ? k : q;
     p->cosine = cosine;
     p->tile_dtype = tile_dtype;
-    p->fused = fused_width(q, cosine, tile_dtype);
     p->symmetric = k == NULL;
     for (int i = 0; i < n; i++) p->symmetric &= !r[i].by_column;
     p->n = p->q->shape[0];
     p->m = p->k->shape[0];
+    p->fused = fused_width(p);
     p->jobs = (job *)ln_scratch_new((size_t)jobs * sizeof *p->jobs, WHAT);
     return p->jobs != NULL ? LN_OK : LN_OUT_OF_MEMORY;
 }
@@ -124,21 +127,36 @@ static ln_status hold(pass *p, void **out, size_t bytes) {
 }
 
 static ln_status compile_job(const compiled **out, const pass *p, job *j, int kernel,
-                             const link_steps *l, int step, const ln_reduction *r) {
+                             const link_steps *l, int step, const ln_reduction *r,
+                             bool flipped = false, bool mirrored = false) {
     char *source = NULL;
-    source_kind kind = {kernel, p->q->dtype, side_dtype(p->q, p->cosine, p->tile_dtype),
-                        (int)p->fused};
+    source_kind kind = {kernel,        p->q->dtype, side_dtype(p->q, p->cosine, p->tile_dtype),
+                        (int)p->fused, flipped,     mirrored};
     ln_status status = source_new(&source, &j->arguments, kind, l, step, r);
     if (status == LN_OK) status = cuda_compile(out, source, WHAT);
     ln_scratch_release(source);
     return status;
 }
 
-static ln_status add_job(pass *p, int kernel, const link_steps *l, int step,
-                         const ln_reduction *r) {
+static job *job_new(pass *p) {
     job *made = &p->jobs[p->n_jobs++];
     *made = {};
-    return compile_job(&made->kernel, p, made, kernel, l, step, r);
+    return made;
+}
+
+/* The weights. Of one set with itself, a row's are those of its column too. */
+static ln_status add_weights(pass *p, const link_steps *l, int step, const ln_reduction *r) {
+    job *made = job_new(p);
+    bool one = p->dq != NULL && p->dq == p->dk;
+    ln_status status = LN_OK;
+    if (p->fused == 0) return compile_job(&made->kernel, p, made, EPILOGUE_WEIGHTS, l, step, r);
+    if (p->dq != NULL)
+        LN_TRY(
+            compile_job(&made->kernel, p, made, EPILOGUE_FUSED_GRADIENT, l, step, r, false, one));
+    if (p->dk != NULL && !one)
+        LN_TRY(compile_job(&made->other, p, made, EPILOGUE_FUSED_GRADIENT, l, step, r, true));
+fail:
+    return status;
 }
 
 static int sums_kernel(const pass *p, bool running) {
@@ -150,13 +168,15 @@ static int sums_kernel(const pass *p, bool running) {
 static ln_status add_sums(pass *p, const link_steps *l, int step, const ln_reduction *r,
                           bool by_column, bool running) {
     void *totals = NULL;
-    job *made = &p->jobs[p->n_jobs];
+    job *made;
     int64_t n = by_column ? p->m : p->n;
     ln_status status;
     LN_TRY(hold(p, &totals, (size_t)n * sizeof(total)));
     LN_TRY(launch(WHAT, totals_kernel, blocks_for(n), THREADS, (total *)totals, n,
                   running ? -INFINITY : 0.0));
-    LN_TRY(add_job(p, sums_kernel(p, running), l, step, r));
+    made = job_new(p);
+    LN_TRY(compile_job(&made->kernel, p, made, sums_kernel(p, running), l, step, r,
+                       p->fused > 0 && by_column));
     if (p->symmetric && p->fused == 0 && !running)
         LN_TRY(compile_job(&made->both, p, made, EPILOGUE_BOTH, l, step, r));
     made->arguments.totals = (total *)totals;
@@ -310,27 +330,21 @@ fail:
 /* What rows or columns sum, for a block of each side; of a symmetric matrix, also what the blocks
  * the other way round would. */
 static ln_status run_fused_sums(const job *j, const pass *p, const side *q, const side *k) {
-    epilogue a = j->arguments;
-    a.flipped = a.by_column;
+    const epilogue &a = j->arguments;
     if (p->symmetric) return k->first < q->first ? LN_OK : fused_both(j->kernel, a, q, k);
     return a.by_column ? fused_sums(j->kernel, a, k, q) : fused_sums(j->kernel, a, q, k);
 }
 
-/* With the fused kernels, for a block of each side: the sums and the gradients. Of one set with
- * itself, a row's weights are those of its column too. */
+/* With the fused kernels, for a block of each side: the sums and the gradients. */
 static ln_status run_fused(const pass *p, const side *q, const side *k) {
     ln_status status = LN_OK;
     for (int i = 0; i < p->n_jobs; i++) {
         const job *j = &p->jobs[i];
-        epilogue a = j->arguments, flipped = a;
-        flipped.flipped = true;
-        a.mirrored = p->dq != NULL && p->dq == p->dk;
-        if (a.totals != NULL) {
-            LN_TRY(run_fused_sums(j, p, q, k));
-            continue;
-        }
-        if (p->dq != NULL) LN_TRY(fused_gradient(p->dq, j->kernel, a, q, k));
-        if (p->dk != NULL && !a.mirrored) LN_TRY(fused_gradient(p->dk, j->kernel, flipped, k, q));
+        const epilogue &a = j->arguments;
+        if (a.totals != NULL) LN_TRY(run_fused_sums(j, p, q, k));
+        if (j->kernel != NULL && a.totals == NULL)
+            LN_TRY(fused_gradient(p->dq, j->kernel, a, q, k));
+        if (j->other != NULL) LN_TRY(fused_gradient(p->dk, j->other, a, k, q));
     }
 fail:
     return status;
@@ -479,8 +493,7 @@ static ln_status add_backward(pass *p, const ln_reduction *r, const ln_tensor *y
     if (p->dq != NULL || p->dk != NULL) {
         link_steps own = l;
         int step = link_step(&own, LN_LINK_MUL, gain, r->slope);
-        LN_TRY(
-            add_job(p, p->fused > 0 ? EPILOGUE_FUSED_GRADIENT : EPILOGUE_WEIGHTS, &own, step, r));
+        LN_TRY(add_weights(p, &own, step, r));
     }
     for (int i = 0; i < r->n_parameters; i++) {
         if (r->parameters[i].slope < 0) continue;

@@ -27,9 +27,11 @@ int link_step(link_steps *l, int op, int a, int b);
 int link_parameter(link_steps *l, int kind, const void *values);
 
 /* Which kernel: EPILOGUE_SUMS or its neighbours, for float32 or float64; of fused ones, which are
- * for float32, the dtype of halves and the width of rows too. */
+ * for float32, the dtype of halves, the width of rows, whether x's rows are the matrix's columns,
+ * and whether a gradient's weights have those of the transposed matrix too. */
 typedef struct {
     int kernel, dtype, half, width;
+    bool flipped, mirrored;
 } source_kind;
 
 /* The source of a kernel of what one step computes under the reduction's masks; fills what of its

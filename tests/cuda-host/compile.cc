@@ -30,8 +30,8 @@ static const char BEGIN[] =
     "#define INFINITY __builtin_inf()\n"
     "extern \"C\" {\n" FUNCTION(fabs) FUNCTION(sqrt) FUNCTION(exp) FUNCTION(expm1) FUNCTION(log)
         FUNCTION(log1p) FUNCTION(tanh) "double pow(double, double); float powf(float, float);\n"
-                                       "float fmaxf(float, float); float frexpf(float, int *); "
-                                       "float ldexpf(float, int);\n}\n";
+                                       "float fmaxf(float, float); float truncf(float); "
+                                       "float exp2f(float); float log2f(float);\n}\n";
 static const char END[] =
     "extern \"C\" __attribute__((visibility(\"default\"))) void run(const void *a) {\n"
     "    epilogue_kernel(*(const epilogue *)a);\n"

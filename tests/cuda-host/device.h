@@ -26,6 +26,18 @@ struct dim3 {
 extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
 
+static inline float __int_as_float(int bits) {
+    float x;
+    __builtin_memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static inline int __float_as_int(float x) {
+    int bits;
+    __builtin_memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
 /* ---- What threads of a block do together ---- */
 
 /* The block's dynamic shared memory, which ends at a page that may not be touched and is filled
