@@ -85,7 +85,9 @@ typedef struct {
 ln_status ln_similarity_tiles(int64_t *elements, const ln_tensor *q, const ln_tensor *k);
 
 /* What CUDA devices round rows and weights to in the products of float32 matrices' reductions and
- * gradients; sums are in float32. Dot products take TF32 for float16, which lacks their range. */
+ * gradients; sums are in float32. Dot products take TF32 for float16, which lacks their range.
+ * Order statistics need more than a half has: where that is the dtype, they take cosines from rows
+ * in two float16 parts, nearly as precise as float32; else, and of dot products, from float32. */
 typedef enum { LN_TILE_FLOAT32, LN_TILE_TF32, LN_TILE_BFLOAT16, LN_TILE_FLOAT16 } ln_tile_dtype;
 /* q (N,d), k (M,d) or NULL for k = q: the matrix is q k^T, of the rows scaled to unit length when
  * cosine (norms clamped below at 1e-8). float32 or float64. Runs n reductions over one computation
@@ -107,19 +109,19 @@ ln_status ln_similarity_backward(ln_tensor **dq, ln_tensor **dk, ln_tensor **dpa
 /* Each row's k largest candidates, largest first, and their columns (int64), both (N,k), ties by
  * place; where a row has fewer, its last values are -inf. 0 <= k <= M. */
 ln_status ln_similarity_topk(ln_tensor **values, ln_tensor **columns, const ln_tensor *q,
-                             const ln_tensor *k, bool cosine, int64_t count, int n_masks,
-                             const ln_mask *masks, ln_tiles *tiles);
+                             const ln_tensor *k, bool cosine, int tile_dtype, int64_t count,
+                             int n_masks, const ln_mask *masks, ln_tiles *tiles);
 /* The tail of each row's shortfalls d = max(1 - s, 1e-6), ascending: fits (N,5) float64 holds d_1,
  * then slope and sum of squared errors of least squares of log F and of log(-log F) on log d, with
  * F_r = r / (points + 1), over r = burnt + 1 .. points (0 where fewer than two). A row must have
  * `points` candidates. */
 ln_status ln_similarity_tail(ln_tensor **fits, const ln_tensor *q, const ln_tensor *k, bool cosine,
-                             int64_t points, int64_t burnt, int n_masks, const ln_mask *masks,
-                             ln_tiles *tiles);
+                             int tile_dtype, int64_t points, int64_t burnt, int n_masks,
+                             const ln_mask *masks, ln_tiles *tiles);
 /* The same for the candidates of all rows together: fit (5). */
 ln_status ln_similarity_pooled_tail(ln_tensor **fit, const ln_tensor *q, const ln_tensor *k,
-                                    bool cosine, int64_t points, int64_t burnt, int n_masks,
-                                    const ln_mask *masks);
+                                    bool cosine, int tile_dtype, int64_t points, int64_t burnt,
+                                    int n_masks, const ln_mask *masks);
 /* Entries: columns (N,K) int64 from 1; out (N,K). And the gradients of q and k (NULL: not wanted;
  * dk is NULL where k is), which are added to what dq and dk hold, where they hold a tensor. */
 ln_status ln_similarity_at(ln_tensor **out, const ln_tensor *q, const ln_tensor *k, bool cosine,

@@ -7,19 +7,20 @@ static int64_t columns_of(const ln_tensor *q, const ln_tensor *k) {
     return k != NULL ? k->shape[0] : q->shape[0];
 }
 
-static ln_status check_rows(const ln_tensor *q, const ln_tensor *k, int n_masks,
+static ln_status check_rows(const ln_tensor *q, const ln_tensor *k, int tile_dtype, int n_masks,
                             const ln_mask *masks) {
     ln_status status = ln_similarity_check(q, k);
+    if (status == LN_OK) status = ln_tile_dtype_check(tile_dtype);
     if (status != LN_OK) return status;
     return ln_masks_check(n_masks, masks, ln_device(q), q->shape[0], columns_of(q, k));
 }
 
 ln_status ln_similarity_topk(ln_tensor **values, ln_tensor **columns, const ln_tensor *q,
-                             const ln_tensor *k, bool cosine, int64_t count, int n_masks,
-                             const ln_mask *masks, ln_tiles *tiles) {
+                             const ln_tensor *k, bool cosine, int tile_dtype, int64_t count,
+                             int n_masks, const ln_mask *masks, ln_tiles *tiles) {
     const ln_tensor *given[] = {*values, *columns};
     ln_status status;
-    LN_TRY(check_rows(q, k, n_masks, masks));
+    LN_TRY(check_rows(q, k, tile_dtype, n_masks, masks));
     LN_TRY(ln_tiles_check(tiles, q));
     if (count < 0 || count > columns_of(q, k))
         LN_TRY(ln_fail(LN_BAD_ARGUMENT, "similarity: the %lld largest of %lld columns",
@@ -27,8 +28,9 @@ ln_status ln_similarity_topk(ln_tensor **values, ln_tensor **columns, const ln_t
     const int64_t shape[] = {q->shape[0], count};
     LN_TRY(ln_out(values, q->dtype, ln_device(q), 2, shape, "similarity"));
     LN_TRY(ln_out(columns, LN_INT64, ln_device(q), 2, shape, "similarity"));
-    LN_TRY(ln_backend_of(ln_device(q))
-               ->similarity_topk(*values, *columns, q, k, cosine, n_masks, masks, tiles));
+    LN_TRY(
+        ln_backend_of(ln_device(q))
+            ->similarity_topk(*values, *columns, q, k, cosine, tile_dtype, n_masks, masks, tiles));
     return LN_OK;
 fail:
     ln_out_fail(values, given[0]);
@@ -36,9 +38,10 @@ fail:
     return status;
 }
 
-static ln_status check_tail(const ln_tensor *q, const ln_tensor *k, int64_t candidates,
-                            int64_t points, int64_t burnt, int n_masks, const ln_mask *masks) {
-    ln_status status = check_rows(q, k, n_masks, masks);
+static ln_status check_tail(const ln_tensor *q, const ln_tensor *k, int tile_dtype,
+                            int64_t candidates, int64_t points, int64_t burnt, int n_masks,
+                            const ln_mask *masks) {
+    ln_status status = check_rows(q, k, tile_dtype, n_masks, masks);
     if (status != LN_OK) return status;
     if (points < 1 || points > candidates || burnt < 0 || burnt > points)
         return ln_fail(LN_BAD_ARGUMENT,
@@ -48,16 +51,18 @@ static ln_status check_tail(const ln_tensor *q, const ln_tensor *k, int64_t cand
 }
 
 ln_status ln_similarity_tail(ln_tensor **fits, const ln_tensor *q, const ln_tensor *k, bool cosine,
-                             int64_t points, int64_t burnt, int n_masks, const ln_mask *masks,
-                             ln_tiles *tiles) {
+                             int tile_dtype, int64_t points, int64_t burnt, int n_masks,
+                             const ln_mask *masks, ln_tiles *tiles) {
     const ln_tensor *given = *fits;
+    int64_t candidates = q != NULL ? columns_of(q, k) : 0;
     ln_status status;
-    LN_TRY(check_tail(q, k, q != NULL ? columns_of(q, k) : 0, points, burnt, n_masks, masks));
+    LN_TRY(check_tail(q, k, tile_dtype, candidates, points, burnt, n_masks, masks));
     LN_TRY(ln_tiles_check(tiles, q));
     const int64_t shape[] = {q->shape[0], 5};
     LN_TRY(ln_out(fits, LN_FLOAT64, ln_device(q), 2, shape, "similarity"));
     LN_TRY(ln_backend_of(ln_device(q))
-               ->similarity_tail(*fits, q, k, cosine, n_masks, masks, points, burnt, tiles));
+               ->similarity_tail(*fits, q, k, cosine, tile_dtype, n_masks, masks, points, burnt,
+                                 tiles));
     return LN_OK;
 fail:
     ln_out_fail(fits, given);
@@ -65,16 +70,17 @@ fail:
 }
 
 ln_status ln_similarity_pooled_tail(ln_tensor **fit, const ln_tensor *q, const ln_tensor *k,
-                                    bool cosine, int64_t points, int64_t burnt, int n_masks,
-                                    const ln_mask *masks) {
+                                    bool cosine, int tile_dtype, int64_t points, int64_t burnt,
+                                    int n_masks, const ln_mask *masks) {
     const ln_tensor *given = *fit;
     const int64_t shape[] = {5};
     int64_t candidates = q != NULL ? q->shape[0] * columns_of(q, k) : 0;
     ln_status status;
-    LN_TRY(check_tail(q, k, candidates, points, burnt, n_masks, masks));
+    LN_TRY(check_tail(q, k, tile_dtype, candidates, points, burnt, n_masks, masks));
     LN_TRY(ln_out(fit, LN_FLOAT64, ln_device(q), 1, shape, "similarity"));
     LN_TRY(ln_backend_of(ln_device(q))
-               ->similarity_pooled_tail(*fit, q, k, cosine, n_masks, masks, points, burnt));
+               ->similarity_pooled_tail(*fit, q, k, cosine, tile_dtype, n_masks, masks, points,
+                                        burnt));
     return LN_OK;
 fail:
     ln_out_fail(fit, given);

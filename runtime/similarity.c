@@ -105,12 +105,16 @@ static ln_status check_reduction(const ln_reduction *r, const ln_tensor *q, int6
     return ln_masks_check(r->n_masks, r->masks, ln_device(q), q->shape[0], m);
 }
 
+ln_status ln_tile_dtype_check(int tile_dtype) {
+    if (tile_dtype >= LN_TILE_FLOAT32 && tile_dtype <= LN_TILE_FLOAT16) return LN_OK;
+    return ln_fail(LN_BAD_ARGUMENT, "similarity: there is no dtype of tiles %d", tile_dtype);
+}
+
 static ln_status check_all(const ln_tensor *q, const ln_tensor *k, int tile_dtype, int n,
                            const ln_reduction *r) {
     ln_status status = ln_similarity_check(q, k);
+    if (status == LN_OK) status = ln_tile_dtype_check(tile_dtype);
     if (status != LN_OK) return status;
-    if (tile_dtype < LN_TILE_FLOAT32 || tile_dtype > LN_TILE_FLOAT16)
-        return ln_fail(LN_BAD_ARGUMENT, "similarity: there is no dtype of tiles %d", tile_dtype);
     if (n < 1 || n > LN_MAX_REDUCTIONS)
         return ln_fail(LN_BAD_ARGUMENT, "similarity: %d reductions at once; 1 to %d are taken", n,
                        LN_MAX_REDUCTIONS);

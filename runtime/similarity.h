@@ -5,6 +5,7 @@
 
 /* q (N,d) and k (M,d) or NULL: float32 or float64, contiguous, alike. */
 ln_status ln_similarity_check(const ln_tensor *q, const ln_tensor *k);
+ln_status ln_tile_dtype_check(int tile_dtype);
 /* Kept tiles of a matrix of q, or NULL. */
 ln_status ln_tiles_check(const ln_tiles *tiles, const ln_tensor *q);
 /* Masks of an n x m matrix. */

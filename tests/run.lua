@@ -17,8 +17,9 @@ local UNDER = os.getenv "LUNCE_TEST_UNDER" or ""
 
 -- Tests that on_device.lua can take to another device; whole networks are too slow for the host.
 local ON_DEVICE = { "cuda", "channels_last", "upload", "tensor", "ops", "autograd", "autocast",
-  "random", "nn", "optim", "grad_scaler", "graph", "captured", "similarity", "tile_dtype", "mirror",
-  "topk", "fused", "link", "family", "loss", "epilogue", "augment", "eval", "demo", "download" }
+  "random", "nn", "optim", "grad_scaler", "graph", "captured", "similarity", "tile_dtype",
+  "tile_rank", "mirror", "topk", "fused", "link", "family", "loss", "epilogue", "augment", "eval",
+  "demo", "download" }
 local ON_GPU = { "models" }
 
 local function quote(s) return "'" .. s:gsub("'", [['\'']]) .. "'" end
@@ -165,8 +166,8 @@ local function run_on_host()
   local environment = "DEVICE=cuda LUNCE_CUDA=" .. quote(shim)
   run_files(device_files(), " with CUDA on the host", environment)
   run_files({ here .. "/cuda_test.lua", here .. "/upload_test.lua",
-    here .. "/similarity_test.lua", here .. "/tile_dtype_test.lua", here .. "/mirror_test.lua" },
-    " with CUDA on the host, threads in reverse",
+    here .. "/similarity_test.lua", here .. "/tile_dtype_test.lua", here .. "/tile_rank_test.lua",
+    here .. "/mirror_test.lua" }, " with CUDA on the host, threads in reverse",
     environment .. " LUNCE_CUDA_HOST_REVERSE=1")
 end
 

@@ -19,6 +19,7 @@ local OPERATORS = { "cuda", "^as on the CPU", "^an index out of range", "^random
 local INTEGERS = { "ops", "^on integers" }
 local CHOICE = { "topk" }
 local POINTS = { "fused", "few points" }
+local PARTS = { "tile_rank", "of any size" }
 local MASKS = { "similarity", "^masks", "^rows without candidates", "^the tail" }
 local GRADIENTS = { "similarity", "^gradients" }
 local LINKS = { "fused", "^random links" }
@@ -34,11 +35,11 @@ local FAMILY = { "family", "^gradients against central differences" }
 local OURS = "--kernel-name kns=_kernel"
 
 local TOOLS = {
-  { "memcheck", "", OPERATORS, INTEGERS, CHOICE, POINTS, MASKS, GRADIENTS, LINKS, KERNELS, LAYERS,
-    IMAGES, LOW, FAMILY, CAPTURED, ASIDE },
+  { "memcheck", "", OPERATORS, INTEGERS, CHOICE, POINTS, PARTS, MASKS, GRADIENTS, LINKS, KERNELS,
+    LAYERS, IMAGES, LOW, FAMILY, CAPTURED, ASIDE },
   { "racecheck", OURS, OPERATORS, CHOICE, POINTS, MASKS, GRADIENTS, KERNELS, LAYERS, IMAGES },
   { "synccheck", "", OPERATORS, CHOICE, POINTS, MASKS, GRADIENTS, KERNELS, LAYERS, IMAGES },
-  { "initcheck", OURS, INTEGERS, CHOICE, POINTS, MASKS, GRADIENTS, KERNELS, LAYERS, IMAGES },
+  { "initcheck", OURS, INTEGERS, CHOICE, POINTS, PARTS, MASKS, GRADIENTS, KERNELS, LAYERS, IMAGES },
 }
 
 local function quote(s) return "'" .. s:gsub("'", [['\'']]) .. "'" end

@@ -27,21 +27,24 @@ ln_status CPU(similarity_backward)(ln_tensor *dq, ln_tensor *dk, ln_tensor *cons
 }
 
 ln_status CPU(similarity_topk)(ln_tensor *values, ln_tensor *columns, const ln_tensor *q,
-                               const ln_tensor *k, bool cosine, int n_masks, const ln_mask *masks,
-                               ln_tiles *tiles) {
-    return CHOOSE(q, similarity_topk, values, columns, q, k, cosine, n_masks, masks, tiles);
+                               const ln_tensor *k, bool cosine, int tile_dtype, int n_masks,
+                               const ln_mask *masks, ln_tiles *tiles) {
+    return CHOOSE(q, similarity_topk, values, columns, q, k, cosine, tile_dtype, n_masks, masks,
+                  tiles);
 }
 
 ln_status CPU(similarity_tail)(ln_tensor *fits, const ln_tensor *q, const ln_tensor *k, bool cosine,
-                               int n_masks, const ln_mask *masks, int64_t points, int64_t burnt,
-                               ln_tiles *tiles) {
-    return CHOOSE(q, similarity_tail, fits, q, k, cosine, n_masks, masks, points, burnt, tiles);
+                               int tile_dtype, int n_masks, const ln_mask *masks, int64_t points,
+                               int64_t burnt, ln_tiles *tiles) {
+    return CHOOSE(q, similarity_tail, fits, q, k, cosine, tile_dtype, n_masks, masks, points, burnt,
+                  tiles);
 }
 
 ln_status CPU(similarity_pooled_tail)(ln_tensor *fit, const ln_tensor *q, const ln_tensor *k,
-                                      bool cosine, int n_masks, const ln_mask *masks,
-                                      int64_t points, int64_t burnt) {
-    return CHOOSE(q, similarity_pooled_tail, fit, q, k, cosine, n_masks, masks, points, burnt);
+                                      bool cosine, int tile_dtype, int n_masks,
+                                      const ln_mask *masks, int64_t points, int64_t burnt) {
+    return CHOOSE(q, similarity_pooled_tail, fit, q, k, cosine, tile_dtype, n_masks, masks, points,
+                  burnt);
 }
 
 ln_status CPU(similarity_at)(ln_tensor *out, const ln_tensor *q, const ln_tensor *k, bool cosine,

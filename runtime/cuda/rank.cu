@@ -24,21 +24,26 @@ typedef struct {
     int dtype;
 } strips;
 
-/* Strips of at most so many bytes, of one row at least; whole tiles of products, where they can. */
+/* Strips of at most so many bytes, of one row at least; whole tiles of products, where they can.
+ * Blocks of k, unless it is one, are made anew for each strip, and so are large. */
 static ln_status strips_new(strips *t, const ln_tensor *q, const ln_tensor *k, bool cosine,
-                            int n_masks, const ln_mask *given, int64_t bytes) {
+                            int tile_dtype, int n_masks, const ln_mask *given, int64_t bytes) {
     *t = {};
     t->m = masks_of(n_masks, given);
     t->n = q->shape[0];
     t->columns = (k != NULL ? k : q)->shape[0];
     t->dtype = q->dtype;
-    int64_t size = (int64_t)ln_dtype_size(q->dtype);
+    bool split = cosine && side_dtype(q, cosine, tile_dtype) != q->dtype; /* a half is too rough */
+    int64_t d = q->shape[1], size = (int64_t)ln_dtype_size(q->dtype);
+    int64_t row_bytes = split ? side_width(LN_FLOAT16, SIDE_PARTS * d) * 2 : d * size;
     int64_t rows = t->columns > 0 ? bytes / (t->columns * size) : 1;
-    int64_t columns = SCRATCH / 4 / (q->shape[1] * size + 1);
+    int64_t columns = SCRATCH / 2 / (row_bytes + 1);
     if (rows > TILE_ROWS && rows < t->n) rows -= rows % TILE_ROWS;
-    ln_status status = side_new(&t->q, q, cosine, rows < 1 ? 1 : rows);
+    ln_status status = side_new(&t->q, q, cosine, rows < 1 ? 1 : rows, LN_TILE_FLOAT32,
+                                split ? SIDE_SPLIT_Q : SIDE_WHOLE);
     if (status != LN_OK) return status;
-    return side_new(&t->k, k != NULL ? k : q, cosine, columns < 32 ? 32 : columns);
+    return side_new(&t->k, k != NULL ? k : q, cosine, columns < 32 ? 32 : columns, LN_TILE_FLOAT32,
+                    split ? SIDE_SPLIT_K : SIDE_WHOLE);
 }
 
 static void strips_release(strips *t) {
@@ -109,15 +114,15 @@ static ln_tensor matrix_at(void *data, const ln_tensor *like, int dtype, int64_t
 /* ---- The largest of each row ---- */
 
 ln_status CUDA(similarity_topk)(ln_tensor *values, ln_tensor *columns, const ln_tensor *q,
-                                const ln_tensor *k, bool cosine, int n_masks, const ln_mask *given,
-                                ln_tiles *) {
+                                const ln_tensor *k, bool cosine, int tile_dtype, int n_masks,
+                                const ln_mask *given, ln_tiles *) {
     strips t = {};
     void *s = NULL;
     int64_t count = values->shape[1];
     size_t size = ln_dtype_size(q->dtype);
     ln_status status = cuda_enter(q, WHAT);
     if (status != LN_OK || values->numel == 0) return status;
-    LN_TRY(strips_new(&t, q, k, cosine, n_masks, given, STRIP_BYTES));
+    LN_TRY(strips_new(&t, q, k, cosine, tile_dtype, n_masks, given, STRIP_BYTES));
     LN_TRY(cuda_scratch(&s, (size_t)(t.q.most * t.columns) * size, WHAT));
     for (int64_t row = 0; row < t.n; row += t.q.count) {
         LN_TRY(take_strip(&t, s, row));
@@ -305,13 +310,13 @@ static ln_status fit_strip(double *fits, const tail_scratch *c, const strips *t,
 }
 
 ln_status CUDA(similarity_tail)(ln_tensor *fits, const ln_tensor *q, const ln_tensor *k,
-                                bool cosine, int n_masks, const ln_mask *given, int64_t points,
-                                int64_t burnt, ln_tiles *) {
+                                bool cosine, int tile_dtype, int n_masks, const ln_mask *given,
+                                int64_t points, int64_t burnt, ln_tiles *) {
     strips t = {};
     tail_scratch c = {};
     ln_status status = cuda_enter(q, WHAT);
     if (status != LN_OK || fits->numel == 0) return status;
-    LN_TRY(strips_new(&t, q, k, cosine, n_masks, given, STRIP_BYTES));
+    LN_TRY(strips_new(&t, q, k, cosine, tile_dtype, n_masks, given, STRIP_BYTES));
     LN_TRY(tail_scratch_new(&c, &t, points));
     {
         double *y = (double *)c.y, *out = (double *)fits->data;
@@ -456,14 +461,14 @@ fail:
 }
 
 ln_status CUDA(similarity_pooled_tail)(ln_tensor *fit, const ln_tensor *q, const ln_tensor *k,
-                                       bool cosine, int n_masks, const ln_mask *given,
-                                       int64_t points, int64_t burnt) {
+                                       bool cosine, int tile_dtype, int n_masks,
+                                       const ln_mask *given, int64_t points, int64_t burnt) {
     strips t = {};
     ranks to = {points, burnt, NULL, NULL};
     double *out = (double *)fit->data;
     ln_status status = cuda_enter(q, WHAT);
     if (status != LN_OK) return status;
-    status = strips_new(&t, q, k, cosine, n_masks, given, SCRATCH);
+    status = strips_new(&t, q, k, cosine, tile_dtype, n_masks, given, SCRATCH);
     if (status == LN_OK)
         status = q->dtype == LN_FLOAT64 ? pooled_fit<double, uint64_t>(out, &t, to)
                                         : pooled_fit<float, uint32_t>(out, &t, to);

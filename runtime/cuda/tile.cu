@@ -32,6 +32,22 @@ static __global__ void rows_kernel(void *rows, int dtype, int64_t width, const T
     }
 }
 
+/* A thread an element of x (n,d), whose rows scaled are u: its parts in rows (n, width), and the
+ * zeros that fill these. */
+static __global__ void split_kernel(__half *rows, int64_t width, const float *x, const float *scale,
+                                    bool of_q, int64_t n, int64_t d) {
+    for (int64_t i = grid_thread(); i < n * d; i += grid_threads()) {
+        int64_t row = i / d, k = i % d;
+        __half *own = rows + row * width;
+        float u = x[i] * scale[row];
+        __half high = __float2half_rn(u);
+        own[k + (of_q ? 0 : d)] = __float2half_rn(__half2float(high) / 32);
+        own[k + (of_q ? d : 0)] = __float2half_rn((u - __half2float(high)) * 32);
+        own[k + 2 * d] = high;
+        for (int64_t j = k + SIDE_PARTS * d; j < width; j += d) own[j] = __float2half_rn(0);
+    }
+}
+
 /* A warp a row: dx = scale (g - (g x) scale^2 x). */
 template <typename T>
 static __global__ void unit_backward_kernel(T *dx, const T *x, const T *scale, int64_t n,
@@ -62,14 +78,17 @@ int side_dtype(const ln_tensor *x, bool cosine, int tile_dtype) {
     return tile_dtype == LN_TILE_FLOAT16 && cosine ? LN_FLOAT16 : x->dtype;
 }
 
-ln_status side_new(side *s, const ln_tensor *x, bool cosine, int64_t most, int tile_dtype) {
+ln_status side_new(side *s, const ln_tensor *x, bool cosine, int64_t most, int tile_dtype,
+                   side_form form) {
+    bool split = form != SIDE_WHOLE;
     ln_status status;
     *s = {};
     s->x = x;
     s->most = most < x->shape[0] ? most : x->shape[0];
-    s->dtype = side_dtype(x, cosine, tile_dtype);
+    s->dtype = split ? (int)LN_FLOAT16 : side_dtype(x, cosine, tile_dtype);
+    s->form = form;
     s->rough = tile_dtype != LN_TILE_FLOAT32;
-    s->width = side_width(s->dtype, x->shape[1]);
+    s->width = side_width(s->dtype, split ? SIDE_PARTS * x->shape[1] : x->shape[1]);
     size_t bytes = (size_t)(s->most * s->width) * ln_dtype_size(s->dtype);
     if (cosine || s->dtype != x->dtype) LN_TRY(cuda_scratch(&s->made, bytes, WHAT));
     if (!cosine) return LN_OK;
@@ -90,6 +109,13 @@ template <typename T> static ln_status make_block(const side *s) {
                   s->width, (const T *)s->x->data, (const T *)s->scale, s->first, s->count, d);
 }
 
+static ln_status split_block(const side *s) {
+    int64_t d = s->x->shape[1];
+    return launch(WHAT, split_kernel, blocks_for(s->count * d), THREADS, (__half *)s->made,
+                  s->width, (const float *)s->x->data + s->first * d,
+                  (const float *)s->scale + s->first, s->form == SIDE_SPLIT_Q, s->count, d);
+}
+
 ln_status side_take(side *s, int64_t first) {
     int64_t n = s->x->shape[0], d = s->x->shape[1];
     if (ln_interrupted()) return ln_fail(LN_INTERRUPTED, "%s: interrupted", WHAT);
@@ -98,6 +124,7 @@ ln_status side_take(side *s, int64_t first) {
     s->block = s->x->data + (size_t)(first * d) * ln_dtype_size(s->x->dtype);
     if (s->made == NULL) return LN_OK;
     s->block = s->made;
+    if (s->form != SIDE_WHOLE) return split_block(s);
     return s->x->dtype == LN_FLOAT64 ? make_block<double>(s) : make_block<float>(s);
 }
 
@@ -119,15 +146,15 @@ static matrix rows_of(const void *data, int64_t d, bool transposed) {
 }
 
 ln_status tile_product(void *s, int64_t stride, const side *q, const side *k) {
-    int64_t d = q->x->shape[1];
     size_t size = ln_dtype_size(q->x->dtype);
-    if (d == 0) /* what lies between the rows is 0 too */
+    if (q->width == 0) /* what lies between the rows is 0 too */
         return cuda_check(cudaMemsetAsync(s, 0, (size_t)((q->count - 1) * stride + k->count) * size,
                                           cudaStreamPerThread),
                           WHAT);
     product_kind kind = {q->x->dtype, q->dtype, q->rough, NULL};
     return cuda_product(kind, rows_of(s, stride, false), rows_of(q->block, q->width, false),
-                        rows_of(k->block, k->width, true), q->count, k->count, d, 1, false, WHAT);
+                        rows_of(k->block, k->width, true), q->count, k->count, q->width, 1, false,
+                        WHAT);
 }
 
 ln_status tile_gradient(ln_tensor *dx, const void *w, const float *factors, bool transposed,

@@ -7,6 +7,14 @@
 
 /* ---- Rows ---- */
 
+/* How a block has its rows: as they are; or unit rows u of float32 in float16 parts, high + low = u
+ * but for 2^-22 of it, so that a product of halves is float32's but for low low: of q (high / 32,
+ * 32 low, high), of k (32 low, high / 32, high). What is small comes first: fewer sums are cut off
+ * at the size of what is large. With the 32, what subnormal parts lack changes a product by less
+ * than 2^-29. */
+typedef enum { SIDE_WHOLE, SIDE_SPLIT_Q, SIDE_SPLIT_K } side_form;
+enum { SIDE_PARTS = 3 };
+
 /* The rows of q or of k, and a block of them. */
 typedef struct {
     const ln_tensor *x; /* (n,d) */
@@ -14,8 +22,9 @@ typedef struct {
     void *made;         /* scratch for a block */
     const void *block;  /* (count,width): those from `first` on */
     int dtype;          /* of a block: x's, or what it is rounded to */
-    int64_t width;      /* d; of halves a multiple of 16, which zeros fill */
-    bool rough;         /* products round float32 to TF32 */
+    side_form form;
+    int64_t width; /* d, or of all parts; of halves a multiple of 16, which zeros fill */
+    bool rough;    /* products round float32 to TF32 */
     int64_t most, first, count;
 } side;
 
@@ -24,10 +33,11 @@ int side_dtype(const ln_tensor *x, bool cosine, int tile_dtype);
 static inline int64_t side_width(int dtype, int64_t d) {
     return dtype == LN_FLOAT16 || dtype == LN_BFLOAT16 ? (d + 15) / 16 * 16 : d;
 }
-/* In blocks of up to `most` rows, 0 for the scales alone, for products in a dtype of tiles. The
- * caller releases it, also where this fails. */
+/* In blocks of up to `most` rows, 0 for the scales alone, for products in a dtype of tiles; split,
+ * it is of float32 cosines, whatever the dtype of tiles. The caller releases it, also where this
+ * fails. */
 ln_status side_new(side *s, const ln_tensor *x, bool cosine, int64_t most,
-                   int tile_dtype = LN_TILE_FLOAT32);
+                   int tile_dtype = LN_TILE_FLOAT32, side_form form = SIDE_WHOLE);
 void side_release(side *s);
 /* Makes the block from a row on; fails where the user interrupted. */
 ln_status side_take(side *s, int64_t first);

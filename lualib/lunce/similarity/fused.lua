@@ -303,8 +303,8 @@ function M.topk(S, k_largest)
   local q, k = sides(S)
   local held = {}
   local array, n = masks(S, held)
-  call(C.ln_similarity_topk, out(), out2(), q.h, k and k.h, S.kind == "cosine", k_largest, n, array,
-    shared_tiles(S, q, k))
+  call(C.ln_similarity_topk, out(), out2(), q.h, k and k.h, S.kind == "cosine",
+    tiles.dtype_number(), k_largest, n, array, shared_tiles(S, q, k))
   was_read(held)
   local values, columns = take(), take2()
   local missing = values:eq(-math.huge)
@@ -329,8 +329,8 @@ function M.tail(S, points)
   local held = {}
   local array, n = masks(S, held)
   local used = math.max(points, 1)
-  call(C.ln_similarity_tail, out(), q.h, k and k.h, S.kind == "cosine", used, evt.burnt(used), n,
-    array, shared_tiles(S, q, k))
+  call(C.ln_similarity_tail, out(), q.h, k and k.h, S.kind == "cosine", tiles.dtype_number(), used,
+    evt.burnt(used), n, array, shared_tiles(S, q, k))
   was_read(held)
   return judge(take():t():contiguous(), points)
 end
@@ -340,8 +340,8 @@ function M.pooled_tail(S, points)
   local q, k = sides(S)
   local held = {}
   local array, n = masks(S, held)
-  call(C.ln_similarity_pooled_tail, out(), q.h, k and k.h, S.kind == "cosine", points,
-    evt.burnt(points), n, array)
+  call(C.ln_similarity_pooled_tail, out(), q.h, k and k.h, S.kind == "cosine",
+    tiles.dtype_number(), points, evt.burnt(points), n, array)
   was_read(held)
   return judge(take():unsqueeze(2), points)
 end

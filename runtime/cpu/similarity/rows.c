@@ -216,8 +216,9 @@ static ln_status rank_rows(row_job *job, const ln_tensor *q, const ln_tensor *k,
 }
 
 ln_status REAL(similarity_topk)(ln_tensor *values, ln_tensor *columns, const ln_tensor *q,
-                                const ln_tensor *k, bool cosine, int n_masks, const ln_mask *masks,
-                                ln_tiles *tiles) {
+                                const ln_tensor *k, bool cosine, int tile_dtype, int n_masks,
+                                const ln_mask *masks, ln_tiles *tiles) {
+    (void)tile_dtype; /* of CUDA devices; here and below */
     row_job job = {.masks = masks,
                    .n_masks = n_masks,
                    .k = values->shape[1],
@@ -326,8 +327,9 @@ fail:
 }
 
 ln_status REAL(similarity_pooled_tail)(ln_tensor *fit, const ln_tensor *q, const ln_tensor *k,
-                                       bool cosine, int n_masks, const ln_mask *masks,
-                                       int64_t points, int64_t burnt) {
+                                       bool cosine, int tile_dtype, int n_masks,
+                                       const ln_mask *masks, int64_t points, int64_t burnt) {
+    (void)tile_dtype;
     row_job job = {.masks = masks, .n_masks = n_masks};
     row_sides sides = {0};
     memset(fit->data, 0, 5 * sizeof(double));

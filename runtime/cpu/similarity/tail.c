@@ -239,8 +239,9 @@ static bool lists_serve(const ln_tensor *q, const ln_tensor *k, int64_t points) 
 }
 
 ln_status REAL(similarity_tail)(ln_tensor *fits, const ln_tensor *q, const ln_tensor *k,
-                                bool cosine, int n_masks, const ln_mask *masks, int64_t points,
-                                int64_t burnt, ln_tiles *tiles) {
+                                bool cosine, int tile_dtype, int n_masks, const ln_mask *masks,
+                                int64_t points, int64_t burnt, ln_tiles *tiles) {
+    (void)tile_dtype; /* of CUDA devices */
     ln_reduction r = {.n_masks = n_masks, .masks = masks};
     tail_lines lines = {0};
     int64_t *missing = NULL, n_missing = 0;
