@@ -4,7 +4,9 @@
 --   local progress = require("lunce.progress").new(io.stderr, total)
 --   progress:show(done, "loss %.3f", loss)
 --   progress:finish()
-local C = require("lunce.ffi").C
+local C, raise = require("lunce.ffi").C, require("lunce.ffi").raise
+local describe = require("lunce.options").describe
+local need_number = require("lunce.tensor").need_number
 
 local M = {}
 local Progress = { __name = "progress" }
@@ -20,6 +22,10 @@ function M.clock() return C.ln_clock() end
 ---@param total number what `done` will be at the end
 ---@return table
 function M.new(stream, total)
+  if io.type(stream) ~= "file" and (type(stream) ~= "table" or not stream.write) then
+    raise("progress.new: argument 1 is %s; an open file is taken", describe(stream))
+  end
+  need_number(total, "progress.new", "the total")
   return setmetatable({ stream = stream, total = total, start = C.ln_clock(), last = -math.huge,
     text = "", width = 0, live = C.ln_is_terminal(stream == io.stderr and 2 or 1) }, Progress)
 end
@@ -43,6 +49,10 @@ end
 ---@param done number
 ---@param format string as for string.format
 function Progress:show(done, format, ...)
+  need_number(done, "progress:show", "argument 1")
+  if type(format) ~= "string" then
+    raise("progress:show: argument 2 is %s; a format is taken", describe(format))
+  end
   local seconds = self:seconds()
   if seconds - self.last < (self.live and LIVE or PLAIN) and done < self.total then return end
   self.last = seconds
