@@ -218,6 +218,7 @@ local REFUSED = {
     { function() evt.shrink({}, { lo = 3, hi = 2 }) end, "lo is 3, above hi, 2" },
     { function() evt.moving_beta { lo = 20 } end, "lo is 20, above hi, 16" },
     { function() evt.moving_beta { momentum = -1 } end, "momentum is -1" },
+    { function() evt.moving_beta { beta = -1 } end, "beta is -1" },
     { function() evt.moving_beta():update(3) end, "update: 3" },
     { function() evt.moving_beta():update { r2 = 1, beta_hat = matrix() } end, "one element" },
     { function() evt.moving_beta():gate(3) end, "gate: argument 1 is 3" },
@@ -281,6 +282,11 @@ local REFUSED = {
     { function() lunce.progress.new(3, 1) end, "progress.new: argument 1 is 3" },
     { function() lunce.progress.new(io.stdout, 1):show() end, "progress:show: argument 1 is nil" },
     { function() lunce.progress.new(io.stdout, 1):show(1, 3) end, "argument 2 is 3" },
+    { function() lunce.progress.new(io.stdout, 1):show(1, "%d") end, "does not fit" },
+    { function() lunce.data.loader(lunce.data.digits(), { batch = 1, queue = -1 }) end, "-1" },
+    { function()
+      lunce.augment.simclr({ size = 8, blur = -1 }):apply(lunce.zeros(3, 8, 8))
+    end, "p is not 0 to 1" },
   },
 }
 

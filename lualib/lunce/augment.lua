@@ -308,7 +308,7 @@ local function simclr(given, defaults, what)
       p = 0.8 },
     M.grayscale { p = 0.2 },
   }
-  if set.blur > 0 then
+  if set.blur ~= 0 then
     local kernel = math.max(3, 2 * math.floor(size_of(set, what) / 20) + 1)
     list[#list + 1] = M.gaussian_blur { kernel = kernel, sigma = { 0.1, 2 }, p = set.blur }
   end

@@ -227,6 +227,9 @@ function M.moving_beta(given)
   if not (o.momentum >= 0 and o.momentum <= 1) then
     raise("evt.moving_beta: option momentum is %g; 0 to 1 is taken", o.momentum)
   end
+  if not (o.beta > 0 and o.beta < math.huge) then
+    raise("evt.moving_beta: option beta is %g; a number above 0 is taken", o.beta)
+  end
   local numbers = new_numbers({ beta = o.beta, fitted = 0 }, "beta_state")
   return setmetatable({ numbers = numbers, rule = o }, Moving)
 end

@@ -45,6 +45,12 @@ local function write(self)
   self.stream:flush()
 end
 
+local function formatted(format, ...)
+  local fits, text = pcall(string.format, format, ...)
+  if not fits then raise("progress:show: the format does not fit: %s", text) end
+  return text
+end
+
 --- Says how far the run is, in `total`'s unit, and what the format tells; writes it when due.
 ---@param done number
 ---@param format string as for string.format
@@ -58,7 +64,7 @@ function Progress:show(done, format, ...)
   self.last = seconds
   local left = done > 0 and seconds / done * (self.total - done) or 0
   self.text = ("%5.1f%%  %s  %.0f s, %.0f s left"):format(100 * done / math.max(self.total, 1),
-    format:format(...), seconds, left)
+    formatted(format, ...), seconds, left)
   write(self)
 end
 

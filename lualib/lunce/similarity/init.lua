@@ -190,14 +190,14 @@ local function by_labels(S, kind, rows, columns)
 end
 
 --- Keeps the columns whose label is the row's.
----@param rows lunce.Tensor (N)
----@param columns lunce.Tensor|nil (M); the rows' own when absent
+---@param rows lunce.Tensor (N), integers
+---@param columns lunce.Tensor|nil (M), integers; the rows' own when absent
 ---@return lunce.Similarity
 function Similarity:same(rows, columns) return by_labels(self, "same", rows, columns) end
 
 --- Keeps the columns whose label is not the row's.
----@param rows lunce.Tensor (N)
----@param columns lunce.Tensor|nil (M); the rows' own when absent
+---@param rows lunce.Tensor (N), integers
+---@param columns lunce.Tensor|nil (M), integers; the rows' own when absent
 ---@return lunce.Similarity
 function Similarity:different(rows, columns) return by_labels(self, "different", rows, columns) end
 
