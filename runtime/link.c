@@ -96,7 +96,8 @@ static const char *domain_fault(int op, ln_interval x, ln_interval y) {
         return "the divisor must stay away from 0: max(x, 1e-6)";
     bool whole = y.low == y.high && y.low == floor(y.low);
     if (op == LN_LINK_POW && ((x.low < 0 && !whole) || (x.low <= 0 && x.high >= 0 && y.low < 0)))
-        return "the base of a power must stay above 0 here: max(x, 1e-6)";
+        return "the base of a power must stay above 0 here (a gradient has x ^ (y - 1)):"
+               " max(x, 1e-6)";
     return NULL;
 }
 
@@ -141,6 +142,38 @@ static ln_interval bound_where(ln_interval c, ln_interval x, ln_interval y) {
     return (ln_interval){fmin(x.low, y.low), fmax(x.high, y.high)};
 }
 
+/* Whether step i is the log of a power's base in the power's derivative by its exponent. */
+static bool is_of_power(int n_steps, const ln_link_step *steps, int i) {
+    if (steps[i].op != LN_LINK_LOG && steps[i].op != LN_LINK_LOG1P) return false;
+    for (int k = i + 1; k < n_steps; k++) {
+        if (steps[k].op != LN_LINK_MUL || (steps[k].a != i && steps[k].b != i)) continue;
+        const ln_link_step *other = &steps[steps[k].a == i ? steps[k].b : steps[k].a];
+        if (other->op != LN_LINK_POW) continue;
+        if (steps[i].op == LN_LINK_LOG1P || other->a == steps[i].a) return true;
+    }
+    return false;
+}
+
+/* x, y: the bounds of the operands of step i. */
+static ln_status refuse(int n_steps, const ln_link_step *steps, int i, ln_interval x, ln_interval y,
+                        const char *fault) {
+    int op = steps[i].op;
+    if (is_of_power(n_steps, steps, i)) {
+        double one = op == LN_LINK_LOG1P;
+        return ln_fail(LN_BAD_ARGUMENT,
+                       "link: ^ takes bases from %g to %g: where the exponent has a gradient the"
+                       " base must stay above 0, for its log is taken: max(x, 1e-6) ^ y, or be"
+                       " seen not to fall below 0: relu(x) ^ y, max(x, 0) ^ y",
+                       x.low + one, x.high + one);
+    }
+    if (op == LN_LINK_POW)
+        return ln_fail(LN_BAD_ARGUMENT,
+                       "link: ^ takes bases from %g to %g and exponents from %g to %g: %s", x.low,
+                       x.high, y.low, y.high, fault);
+    return ln_fail(LN_BAD_ARGUMENT, "link: %s takes values from %g to %g: %s", ops[op].name, y.low,
+                   y.high, fault);
+}
+
 ln_status ln_link_bound(ln_interval *bounds, int n_steps, const ln_link_step *steps, ln_interval s,
                         const ln_interval *parameters) {
     for (int i = 0; i < n_steps; i++) {
@@ -157,9 +190,7 @@ ln_status ln_link_bound(ln_interval *bounds, int n_steps, const ln_link_step *st
         case 3: bounds[i] = bound_where(x, y, bounds[p->c]); break;
         default:
             fault = domain_fault(p->op, x, y);
-            if (fault != NULL)
-                return ln_fail(LN_BAD_ARGUMENT, "link: %s takes values from %g to %g: %s",
-                               ops[p->op].name, y.low, y.high, fault);
+            if (fault != NULL) return refuse(n_steps, steps, i, x, y, fault);
             bounds[i] = operands == 1 ? bound_unary(p->op, x) : bound_binary(p->op, x, y);
         }
     }

@@ -89,6 +89,32 @@ describe("links", function()
     agree("clamp", function(p) return function(s) return link.clamp(s, p) end end)
   end)
 
+  it("raises what reaches zero to a power that is learnt", function()
+    local F64 = { dtype = "float64" }
+    local q = lunce.tensor({ { 1, 0 }, { 0, 1 }, { -1, 0.5 }, { 0.6, 0.8 } }, F64)
+    for words, f in pairs {
+      ["relu"] = function(s, g) return link.relu(s) ^ g end,
+      ["max"] = function(s, g) return link.max(s, 0) ^ g end,
+      ["clamp"] = function(s, g) return (3 * link.clamp(s, 0, 1)) ^ g end,
+      ["abs"] = function(s, g) return link.abs(s) ^ (g + 1) end,
+      ["square"] = function(s, g) return (s * s) ^ g end,
+    } do
+      for _, exponent in ipairs { 1, 1.5, 2, 3 } do
+        local got = {}
+        for i, engine in ipairs { "fused", "dense" } do
+          similarity.engine(engine)
+          local z = q:clone():requires_grad_()
+          local g = lunce.tensor({ exponent }, F64):requires_grad_()
+          similarity.cosine(z):without_self():sum(f, g):sum():backward()
+          got[i] = lunce.cat({ z.grad:flatten(), g.grad }, 1)
+        end
+        similarity.engine "fused"
+        assert.is_true(got[1]:isfinite():all():item(), words)
+        assert.near(0, (got[1] - got[2]):abs():max():item(), 1e-12, words)
+      end
+    end
+  end)
+
   it("takes captured tensors on either side of every operator and word", function()
     agree("operators", function(p) return function(s) return p + s - (p - s) * (p * s) end end)
     agree("quotient", function(p)
@@ -186,6 +212,12 @@ describe("tracing", function()
     refused("for a matrix", function(s) return s * lunce.ones(5) end)
     refused("parameter 1 has shape", function(s, t) return s * t end, lunce.ones(7))
     refused("log's argument", function(s) return link.log(s) end)
+    local g = lunce.ones(1):requires_grad_()
+    refused("%^ takes bases from %-1 to 1: .*the base must stay above 0.*relu%(x%) %^ y",
+      function(s, y) return s ^ y end, g)
+    refused("%^ takes bases from %-1e%-06 to 2:", function(s, y) return (1 - s) ^ y end, g)
+    refused("%^ takes bases from 0 to 1 and exponents from %-0.5 to %-0.5: the base of a power",
+      function(s, y) return y * link.relu(s) ^ -0.5 end, g)
     refused("divisor", function(s) return 1 / s end)
     refused("divisor", function(s, t) return s / t end, 0)
   end)

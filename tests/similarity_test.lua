@@ -246,7 +246,7 @@ describe("rows without candidates:", function()
 
   it("all of them", function()
     local z = q:clone():requires_grad_()
-    local S = similarity.cosine(z):different(lunce.ones(5))
+    local S = similarity.cosine(z):different(lunce.ones(5, { dtype = "int64" }))
     assert.equal(-math.huge, S:lse():max():item())
     S:lse():softplus():sum():backward()
     assert.equal(0, z.grad:abs():sum():item())

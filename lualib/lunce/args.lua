@@ -107,6 +107,14 @@ local function args(defaults, argv)
     result[name] = default
   end
   argv = argv or rawget(_G, "arg") or {}
+  if type(argv) ~= "table" or getmetatable(argv) then
+    raise("args: arguments are %s; a list of strings is taken", describe(argv))
+  end
+  for i = 1, #argv do
+    if type(argv[i]) ~= "string" then
+      raise("args: argument %d is %s; a string is taken", i, describe(argv[i]))
+    end
+  end
   local i = 1
   while i <= #argv do
     if argv[i] == "--help" and defaults.help == nil then

@@ -227,8 +227,8 @@ end
 ---@param list (lunce.Step|lunce.Chain)[]
 ---@return lunce.Chain
 function M.chain(list)
-  if type(list) ~= "table" then
-    raise("augment.chain: %s; a list of steps is taken", describe(list))
+  if type(list) ~= "table" or getmetatable(list) then
+    raise("augment.chain: %s; a list of steps and chains is taken", describe(list))
   end
   local chain = flatten(list, {})
   chain.n = #chain
@@ -271,6 +271,9 @@ function Chain:views(images, indices, given)
   local set = options(given, { seed = 0, epoch = 0, views = 1, dtype = "float32" }, what)
   tensor.need(images, what, 1)
   if type(indices) == "table" and not getmetatable(indices) then
+    for i = 1, table.maxn(indices) do
+      tensor.need_integer(indices[i], what, "position " .. i)
+    end
     indices = create.tensor(indices, { dtype = "int64", device = "cpu" })
   end
   local index = tensor.need(indices, what, 2):to("cpu"):contiguous()
@@ -305,7 +308,7 @@ local function simclr(given, defaults, what)
       p = 0.8 },
     M.grayscale { p = 0.2 },
   }
-  if set.blur > 0 then
+  if set.blur ~= 0 then
     local kernel = math.max(3, 2 * math.floor(size_of(set, what) / 20) + 1)
     list[#list + 1] = M.gaussian_blur { kernel = kernel, sigma = { 0.1, 2 }, p = set.blur }
   end

@@ -11,7 +11,7 @@
 -- creates is freed when it returns.
 local lib = require "lunce.ffi"
 local tensor = require "lunce.tensor"
-local options = require("lunce.options").options
+local describe, options = require("lunce.options").describe, require("lunce.options").options
 
 local C, raise, call = lib.C, lib.raise, lib.call
 local Tensor, need, state = tensor.Tensor, tensor.need, tensor.state
@@ -180,7 +180,7 @@ end
 --- first operator that produced one. Slow; for finding a fault.
 ---@param on boolean
 function M.detect_anomaly(on)
-  tape.anomaly = on and true or false
+  tape.anomaly = tensor.need_boolean(on, "detect_anomaly", "argument 1")
 end
 
 -- ---- The walk back ---------------------------------------------------------------------------
@@ -478,6 +478,8 @@ local function walk(y, cotangent, retain, sink)
   if not ok then error(message, 0) end
 end
 
+local RETAIN, RETAIN_FLAGS = { retain_graph = false }, { retain_graph = true }
+
 --- Adds the gradients of y to the `grad` of the leaves it depends on, and frees the tape.
 ---@param y lunce.Tensor
 ---@param cotangent lunce.Tensor|nil dL/dy, of y's shape; 1 where y has one element
@@ -487,9 +489,25 @@ function M.backward(y, cotangent, given)
   if given == nil and type(cotangent) == "table" and not tensor.is_tensor(cotangent) then
     cotangent, given = nil, cotangent
   end
-  local set = options(given, { retain_graph = false }, "backward")
+  local set = options(given, RETAIN, "backward", RETAIN_FLAGS)
   check_cotangent(y, cotangent, "backward")
   walk(y, cotangent, set.retain_graph)
+end
+
+-- What gradients are asked for, as a list of tensors that require one.
+local function wanted(xs)
+  if tensor.is_tensor(xs) then xs = { xs } end
+  if type(xs) ~= "table" or getmetatable(xs) or #xs == 0 then
+    raise("grad: argument 2 is %s; a tensor or a list of at least one tensor is taken",
+      describe(xs))
+  end
+  for i = 1, #xs do
+    if not tensor.is_tensor(xs[i]) then
+      raise("grad: element %d of the list is %s; a tensor is taken", i, describe(xs[i]))
+    end
+    if not xs[i].requires_grad then raise("grad: tensor %d does not require a gradient", i) end
+  end
+  return xs
 end
 
 --- The gradients of y with respect to each tensor of xs, in their order, leaving `grad` alone.
@@ -500,16 +518,11 @@ end
 ---@return lunce.Tensor[]
 function M.grad(y, xs, cotangent, given)
   need(y, "grad", 1)
-  if tensor.is_tensor(xs) then xs = { xs } end
-  local set = options(given, { retain_graph = false }, "grad")
+  xs = wanted(xs)
+  local set = options(given, RETAIN, "grad", RETAIN_FLAGS)
   check_cotangent(y, cotangent, "grad")
   local sink, result = {}, {}
-  for i, x in ipairs(xs) do
-    if not need(x, "grad", 2).requires_grad then
-      raise("grad: tensor %d does not require a gradient", i)
-    end
-    sink[x.node or x] = { grad = false }
-  end
+  for _, x in ipairs(xs) do sink[x.node or x] = { grad = false } end
   walk(y, cotangent, set.retain_graph, sink)
   for i, x in ipairs(xs) do
     local g = sink[x.node or x].grad

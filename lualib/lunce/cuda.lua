@@ -39,7 +39,9 @@ end
 ---@param allowed boolean|nil
 ---@return boolean
 function M.tf32(allowed)
-  if allowed ~= nil then C.ln_cuda_tf32_set(allowed) end
+  if allowed ~= nil then
+    C.ln_cuda_tf32_set(tensor.need_boolean(allowed, "cuda.tf32", "argument 1"))
+  end
   return C.ln_cuda_tf32()
 end
 
@@ -52,7 +54,9 @@ local version, why = ffi.new "int[1]", ffi.new "const char *[1]"
 ---@return string|false
 ---@return string|nil
 function M.cudnn(allowed)
-  if allowed ~= nil then C.ln_cuda_cudnn_set(allowed) end
+  if allowed ~= nil then
+    C.ln_cuda_cudnn_set(tensor.need_boolean(allowed, "cuda.cudnn", "argument 1"))
+  end
   call(C.ln_cuda_cudnn, version, why)
   local v = version[0]
   if v == 0 then return false, ffi.string(why[0]) end

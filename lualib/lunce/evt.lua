@@ -11,17 +11,38 @@ local tensor = require "lunce.tensor"
 
 local M = {}
 
+local need, need_number = tensor.need, tensor.need_number
 local running = tensor.state
 
 local LEAST_SHORTFALL = 1e-6
 local LEAST_SUM = 1e-12  -- below it a sum of squares is rounding
 local WRONG_SIGN = 1e6   -- added to the residual of a fit whose slope has the wrong sign
 
+-- x, which must be a number (no NaN) or a tensor.
+local function need_value(x, what, name)
+  if not lunce.is_tensor(x) and (type(x) ~= "number" or x ~= x) then
+    raise("%s: %s is %s; a number or a tensor is taken", what, name, describe(x))
+  end
+  return x
+end
+
+local function need_count(n, what, name)
+  if type(n) ~= "number" or n % 1 ~= 0 or n < 0 then
+    raise("%s: %s is %s; a whole number of at least 0 is taken", what, name, describe(n))
+  end
+  return n
+end
+
+-- Refuses bounds that no value lies between.
+local function check_bounds(o, what)
+  if o.lo > o.hi then raise("%s: option lo is %g, above hi, %g", what, o.lo, o.hi) end
+end
+
 --- x rounded to the nearest integer, halves to the even one.
 ---@param x number
 ---@return integer
 function M.round(x)
-  local low = math.floor(x)
+  local low = math.floor(need_number(x, "evt.round", "argument 1"))
   if x - low > 0.5 or (x - low == 0.5 and low % 2 == 1) then return low + 1 end
   return low
 end
@@ -30,6 +51,7 @@ end
 ---@param K integer
 ---@return integer
 function M.tail_size(K)
+  need_count(K, "evt.tail_size", "the number of candidates")
   return math.min(math.max(32, M.round(0.10 * K)), K)
 end
 
@@ -55,7 +77,9 @@ end
 --- How many of a tail's k points are left out of its fits.
 ---@param k integer
 ---@return integer
-function M.burnt(k) return math.max(1, math.floor(k / 20)) end
+function M.burnt(k)
+  return math.max(1, math.floor(need_count(k, "evt.burnt", "the number of points") / 20))
+end
 
 --- What the two lines of a tail of k points say: the Weibull shape, R2 and dAIC.
 ---@param slope_w Tensor (R) float64
@@ -65,6 +89,9 @@ function M.burnt(k) return math.max(1, math.floor(k / 20)) end
 ---@param k integer
 ---@return table fit as M.fit gives it
 function M.judge(slope_w, sse_w, slope_g, sse_g, k)
+  for i, x in ipairs { slope_w or false, sse_w or false, slope_g or false, sse_g or false } do
+    need(x, "evt.judge", i)
+  end
   local burnt, device = M.burnt(k), slope_w.device
   local n = k - burnt
   if n < 2 then return no_fit(slope_w.shape[1], k, n, device) end
@@ -85,7 +112,7 @@ end
 ---@param shortfalls lunce.Tensor (R,k) or (k), ascending
 ---@return table fit beta_hat, r2, delta_aic: (R) float64; k, n: points given and used
 function M.fit(shortfalls)
-  local d = tensor.need(shortfalls, "evt.fit", 1):detach():to("float64")
+  local d = need(shortfalls, "evt.fit", 1):detach():to("float64")
   if #d.shape == 1 then d = d:unsqueeze(1) end
   if #d.shape ~= 2 then raise("evt.fit: shortfalls (R,k) or (k); got %d dimensions", #d.shape) end
   local rows, k = d.shape[1], d.shape[2]
@@ -105,7 +132,13 @@ end
 ---@param q number 0 to 1
 ---@return lunce.Tensor scalar
 function M.quantile(values, q)
-  if not (q >= 0 and q <= 1) then raise("evt.quantile: q is %g; 0 to 1 is taken", q) end
+  local shape = need(values, "evt.quantile", 1).shape
+  if #shape ~= 1 or shape[1] == 0 then
+    raise("evt.quantile: values (%s); (R) with at least one is taken", table.concat(shape, ","))
+  end
+  if type(q) ~= "number" or not (q >= 0 and q <= 1) then
+    raise("evt.quantile: q is %s; 0 to 1 is taken", describe(q))
+  end
   local sorted = values:detach():sort(1)
   return sorted:select(1, M.round(q * (values.shape[1] - 1)) + 1)
 end
@@ -116,6 +149,11 @@ end
 ---@param kappa number
 ---@return lunce.Tensor (R)
 function M.rho_gate(rho, rho0, kappa)
+  need(rho, "evt.rho_gate", 1)
+  need_value(kappa, "evt.rho_gate", "kappa")
+  if not lunce.is_tensor(rho0) and not (type(rho0) == "number" and rho0 > 0) then
+    raise("evt.rho_gate: rho0 is %s; a number above 0 or a tensor is taken", describe(rho0))
+  end
   local log_rho0 = type(rho0) == "number" and math.log(rho0) or rho0:log()
   return (kappa * (log_rho0 - rho:log())):sigmoid()
 end
@@ -124,6 +162,9 @@ end
 ---@param delta_aic lunce.Tensor (R)
 ---@return lunce.Tensor (R)
 function M.aic_gate(delta_aic, margin, kappa)
+  need(delta_aic, "evt.aic_gate", 1)
+  need_value(margin, "evt.aic_gate", "the margin")
+  need_value(kappa, "evt.aic_gate", "kappa")
   return (kappa * (delta_aic - margin)):sigmoid()
 end
 
@@ -139,6 +180,12 @@ function M.shrink(fit, given)
   local beta_t = o.beta_t or 4
   if type(beta_t) ~= "number" and not lunce.is_tensor(beta_t) then
     raise("evt.shrink: option beta_t is %s; a number or a tensor is taken", describe(beta_t))
+  end
+  check_bounds(o, "evt.shrink")
+  if type(fit) ~= "table" or type(fit.n) ~= "number" or not lunce.is_tensor(fit.r2)
+    or not lunce.is_tensor(fit.beta_hat) then
+    raise("evt.shrink: argument 1 is %s; a fit with n, r2 and beta_hat, as evt.fit gives, is taken",
+      describe(fit))
   end
   local evidence = fit.n * fit.r2
   local usable = fit.r2:ge(o.r2_min):logical_and(fit.beta_hat:gt(0)):to("float64")
@@ -176,11 +223,29 @@ local MOVING = { beta = 4, momentum = 0.9, lo = 0.5, hi = 16, r2_min = 0.85 }
 ---@return lunce.MovingBeta
 function M.moving_beta(given)
   local o = options(given, MOVING, "evt.moving_beta")
+  check_bounds(o, "evt.moving_beta")
+  if not (o.momentum >= 0 and o.momentum <= 1) then
+    raise("evt.moving_beta: option momentum is %g; 0 to 1 is taken", o.momentum)
+  end
+  if not (o.beta > 0 and o.beta < math.huge) then
+    raise("evt.moving_beta: option beta is %g; a number above 0 is taken", o.beta)
+  end
   local numbers = new_numbers({ beta = o.beta, fitted = 0 }, "beta_state")
   return setmetatable({ numbers = numbers, rule = o }, Moving)
 end
 
 local function number_of(x) return lunce.is_tensor(x) and x:item() or x end
+
+-- A pooled fit, which may be absent.
+local function check_pooled(fit)
+  local function is_one(x)
+    return type(x) == "number" or lunce.is_tensor(x) and x:numel() == 1
+  end
+  if fit ~= nil and not (type(fit) == "table" and is_one(fit.r2) and is_one(fit.beta_hat)) then
+    raise("moving_beta:update: %s; a pooled fit with r2 and beta_hat of one element, as"
+      .. " tail{ pooled = true } gives it, or nil is taken", describe(fit))
+  end
+end
 
 local function update_here(state, fit)
   local rule, r2, beta_hat = state.rule, number_of(fit.r2), number_of(fit.beta_hat)
@@ -208,6 +273,7 @@ end
 ---@param fit table|nil as tail{ pooled = true } gives; nil where there was none
 ---@return number|lunce.Tensor beta
 function Moving:update(fit)
+  check_pooled(fit)
   if fit then
     lunce.no_grad(lunce.scope, running.graph and update_there or update_here, self, fit)
   end
@@ -218,6 +284,7 @@ end
 ---@param x lunce.Tensor
 ---@return lunce.Tensor
 function Moving:gate(x)
+  need(x, "moving_beta:gate", 1)
   if running.graph then return x * there(self).fitted end
   return self.fitted and x or x * 0
 end
@@ -232,9 +299,11 @@ end
 ---@param state table as state_dict gives
 function Moving:load_state_dict(state)
   self.numbers:need_host()
-  local values = state.beta
-  if not values or values:numel() ~= 2 then
-    raise("moving_beta:load_state_dict: takes { beta = a tensor of 2 }, as state_dict gives")
+  local values = type(state) == "table" and state.beta
+  if not lunce.is_tensor(values) or values:numel() ~= 2 or #values.shape ~= 1
+    or not values:isfinite():all():item() then
+    raise("moving_beta:load_state_dict: takes { beta = a tensor (2) of finite numbers }, as"
+      .. " state_dict gives")
   end
   self.numbers:set { beta = values[1]:item(), fitted = values[2]:item() == 1 and 1 or 0 }
 end
@@ -272,7 +341,7 @@ end
 ---@param excesses lunce.Tensor (n) positive
 ---@return table fit xi (shape: below 0 the tail has an end, 0 is exponential), sigma, loglik
 function M.gpd_fit(excesses)
-  local x = excesses:detach():to("float64")
+  local x = need(excesses, "evt.gpd_fit", 1):detach():to("float64")
   if #x.shape ~= 1 or x:numel() < 2 or not x:gt(0):all():item() then
     raise("evt.gpd_fit: takes two or more positive excesses in one dimension")
   end

@@ -1,6 +1,6 @@
 -- Options tables: the last argument of a function, one key an option. Holds no option of its own.
--- Invariant: a key that the function does not declare, a value of another type than its default, or
--- a NaN is an error at the user's line.
+-- Invariant: a key that the function does not declare, a value of another type than its default, an
+-- object where that is a table, or a NaN is an error at the user's line.
 local raise = require("lunce.ffi").raise
 
 local M = {}
@@ -16,8 +16,9 @@ end
 ---@param given table|nil
 ---@param defaults table a default of false declares an option of any type that may stay absent
 ---@param what string the function's name, for messages
+---@param flags table<string, true>|nil which of the defaults of false are booleans
 ---@return table
-function M.options(given, defaults, what)
+function M.options(given, defaults, what, flags)
   if given == nil then return defaults end
   if type(given) ~= "table" or getmetatable(given) then
     raise("%s: options are a table { name = value }; got %s", what, M.describe(given))
@@ -28,7 +29,9 @@ function M.options(given, defaults, what)
     if default == nil then
       raise("%s: unknown option %s; it takes %s", what, tostring(name), known(defaults))
     end
-    if default ~= false and type(value) ~= type(default) then
+    local typed = default ~= false or (flags and flags[name])
+    if typed and (type(value) ~= type(default) or type(default) == "table" and getmetatable(value))
+    then
       raise("%s: option %s is %s; a %s is taken", what, name, M.describe(value), type(default))
     end
     if type(value) == "number" and value ~= value then

@@ -4,7 +4,8 @@
 --
 --   local plot = require "lunce.plot"
 --   plot.lines("loss.svg", { { name = "NT-Xent", y = losses } }, { x = "epoch", y = "loss" })
-local options = require("lunce.options").options
+local describe, options = require("lunce.options").describe, require("lunce.options").options
+local is_tensor = require("lunce.tensor").is_tensor
 local raise = require("lunce.ffi").raise
 
 local M = {}
@@ -13,9 +14,12 @@ local TERMINALS = {
   svg = "set terminal svg size %d,%d font 'sans,14' background '#ffffff'",
   png = "set terminal pngcairo size %d,%d font 'sans,11'",
 }
+local LARGEST = 65536 -- pixels of a side, bins
+
 -- Told apart by people with any colour vision, and on paper.
 local COLOURS = { "#0060a8", "#d05000", "#208040", "#8040a0", "#505050", "#b09000" }
 
+local FLAGS = { log_y = true }
 local DEFAULTS = { title = "", x = "", y = "", width = 720, height = 440, log_y = false,
   bins = 60, range = false }
 
@@ -24,8 +28,19 @@ local function quote(text) return "'" .. tostring(text):gsub("[%c]", " "):gsub("
 -- A shell word; only file names that we made or were given pass through here.
 local function word(text) return "'" .. text:gsub("'", "'\\''") .. "'" end
 
-local function list(values)
-  return type(values) == "table" and values.tolist and values:tolist() or values
+-- A list of numbers, as one or as a tensor (n).
+local function list(values, name, what)
+  if is_tensor(values) then values = values:tolist() end
+  if type(values) ~= "table" or getmetatable(values) then
+    raise("%s: %s is %s; a list of numbers or a tensor (n) is taken", what, name,
+      describe(values))
+  end
+  for i = 1, #values do
+    if type(values[i]) ~= "number" then
+      raise("%s: %s has %s at %d; numbers are taken", what, name, describe(values[i]), i)
+    end
+  end
+  return values
 end
 
 local function number(v)
@@ -34,8 +49,16 @@ end
 
 -- gnuplot's output must be a file; we give it a temporary one and rename it.
 local function run(path, script, o)
-  local kind = path:match "%.(%w+)$"
-  if not TERMINALS[kind] then raise("plot: %s; a name that ends in .svg or .png is taken", path) end
+  local kind = type(path) == "string" and path:match "%.(%w+)$"
+  if not TERMINALS[kind] then
+    raise("plot: %s; a name that ends in .svg or .png is taken",
+      type(path) == "string" and path or describe(path))
+  end
+  for _, side in ipairs { "width", "height" } do
+    if o[side] % 1 ~= 0 or o[side] < 1 or o[side] > LARGEST then
+      raise("plot: option %s is %g; 1 to %d pixels are taken", side, o[side], LARGEST)
+    end
+  end
   local partial, source = path .. ".partial", os.tmpname()
   local file = assert(io.open(source, "w"))
   file:write(TERMINALS[kind]:format(o.width, o.height), "\nset encoding utf8\nset output ",
@@ -88,7 +111,9 @@ local function check_series(series, key, what)
   local result = {}
   for i, s in ipairs(series) do
     if type(s) ~= "table" or s[key] == nil then raise("%s: series %d has no %s", what, i, key) end
-    result[i] = { name = s.name, x = list(s.x), [key] = list(s[key]) }
+    local name = "series " .. i .. "'s "
+    result[i] = { name = s.name, x = s.x and list(s.x, name .. "x", what),
+      [key] = list(s[key], name .. key, what) }
     local points, places = #result[i][key], result[i].x and #result[i].x
     if points == 0 then raise("%s: series %d is empty", what, i) end
     if places and places ~= points then
@@ -105,7 +130,7 @@ end
 ---@return true|nil
 ---@return string|nil message where gnuplot is missing or fails
 function M.lines(path, series, given)
-  local o = options(given, DEFAULTS, "plot.lines")
+  local o = options(given, DEFAULTS, "plot.lines", FLAGS)
   return run(path, draw(frame(o), check_series(series, "y", "plot.lines"), "lines linewidth 2"), o)
 end
 
@@ -136,6 +161,15 @@ local function density(values, lo, hi, bins)
   return x, y
 end
 
+local function range_of(range)
+  local fits = type(range) == "table" and not getmetatable(range)
+  local lo, hi = fits and range[1], fits and range[2]
+  if type(lo) ~= "number" or type(hi) ~= "number" or not (lo < hi and hi - lo < math.huge) then
+    raise("plot.histogram: option range is %s; { low, high } is taken", describe(range))
+  end
+  return lo, hi
+end
+
 --- Draws histograms, as densities over shared bins, into an SVG or PNG file.
 ---@param path string ends in .svg or .png
 ---@param series table[] each { name = , values = }: lists or 1-D tensors
@@ -143,10 +177,13 @@ end
 ---@return true|nil
 ---@return string|nil message where gnuplot is missing or fails
 function M.histogram(path, series, given)
-  local o = options(given, DEFAULTS, "plot.histogram")
+  local o = options(given, DEFAULTS, "plot.histogram", FLAGS)
   local drawn = check_series(series, "values", "plot.histogram")
   local lo, hi = extent(drawn)
-  if o.range then lo, hi = o.range[1], o.range[2] end
+  if o.bins % 1 ~= 0 or o.bins < 1 or o.bins > LARGEST then
+    raise("plot.histogram: option bins is %g; 1 to %d are taken", o.bins, LARGEST)
+  end
+  if o.range then lo, hi = range_of(o.range) end
   for _, s in ipairs(drawn) do s.x, s.y = density(s.values, lo, hi, o.bins) end
   return run(path, draw(frame(o), drawn, "histeps linewidth 2"), o)
 end

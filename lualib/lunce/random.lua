@@ -29,6 +29,9 @@ end
 
 ---@param state { seed: integer, stream: integer }
 function M.set_state(state)
+  if type(state) ~= "table" then
+    raise("random: a state %s; a table, as random.state gives, is taken", describe(state))
+  end
   seed, stream = need_word(state.seed, "seed"), need_word(state.stream, "stream")
 end
 

@@ -192,6 +192,13 @@ function M.need_number(value, what, name)
   return value
 end
 
+function M.need_boolean(value, what, name)
+  if type(value) ~= "boolean" then
+    raise("%s: %s is %s; a boolean is taken", what, name, describe(value))
+  end
+  return value
+end
+
 --- value, which must be a function or callable as a module is: argument `position` of `what`, the
 --- first where not given.
 function M.need_function(value, what, position)
@@ -243,9 +250,11 @@ local extents = ffi.new "int64_t[8]"
 --- A shape for C: the number of dimensions and an array that the next call overwrites. Takes a
 --- list, or numbers one by one; `lowest` is the least extent allowed.
 function M.extents(what, lowest, first, ...)
-  local list = first
-  if type(first) ~= "table" or getmetatable(first) then list = { first, ... } end
-  local ndim = #list
+  local list, ndim = first, nil
+  if type(first) ~= "table" or getmetatable(first) then
+    list, ndim = { first, ... }, first ~= nil and 1 + select("#", ...)
+  end
+  ndim = ndim or #list
   if ndim > C.LN_MAX_DIMS then
     raise("%s: %d dimensions; 0 to %d are taken", what, ndim, C.LN_MAX_DIMS)
   end

@@ -68,14 +68,18 @@ answers = {
 }
 
 def products():
-    """The library that a product runs in: Debian's reference BLAS takes twenty times OpenBLAS's."""
+    """The library that a product runs in: Debian's reference BLAS takes twenty times OpenBLAS's.
+    PyTorch knows MKL, which may be a part of it, while another's OpenBLAS, NumPy's, lies beside it;
+    of others it only knows the interface that it was built for."""
     with open("/proc/self/maps") as maps:
-        found = set(re.findall(r"/([^/\s]*(?:blas|mkl_core|torch_cpu)[^/\s]*)$", maps.read(), re.M))
-    for name in ("mkl_core", "openblas", "blas"):
+        found = set(re.findall(r"/([^/\s]*(?:blas|mkl_core)[^/\s]*)$", maps.read(), re.M))
+    built = re.search(r"\bBLAS_INFO=(\w+)", torch.__config__.show())
+    has_mkl = built is not None and built[1] == "mkl"
+    for name in ("mkl_core",) if has_mkl else ("mkl_core", "openblas", "blas"):
         match = sorted(library for library in found if name in library)
         if match:
             return match[0]
-    return "its own products"
+    return "MKL" if has_mkl else "its own products"
 
 
 torch.mm(torch.ones(64, 64), torch.ones(64, 64))

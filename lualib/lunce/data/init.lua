@@ -35,7 +35,10 @@ function M.set(images, labels, class_names)
     raise("data.set: images are (%s) %s; (N,C,H,W) uint8 is taken", table.concat(images.shape, ","),
       images.dtype)
   end
-  if labels then
+  if class_names ~= nil and (type(class_names) ~= "table" or getmetatable(class_names)) then
+    raise("data.set: class names are %s; a list is taken", describe(class_names))
+  end
+  if labels ~= nil then
     tensor.need(labels, "data.set", 2)
     if labels.ndim ~= 1 or labels.dtype ~= "int64" or labels.shape[1] ~= images.shape[1] then
       raise("data.set: labels are (%s) %s; (%d) int64 is taken", table.concat(labels.shape, ","),
@@ -59,8 +62,11 @@ end
 ---@return lunce.Set
 function Set:subset(indices)
   if not tensor.is_tensor(indices) then
-    if type(indices) ~= "table" then
+    if type(indices) ~= "table" or getmetatable(indices) then
       raise("set:subset: %s; a list of positions is taken", describe(indices))
+    end
+    for i = 1, table.maxn(indices) do
+      tensor.need_integer(indices[i], "set:subset", "position " .. i)
     end
     indices = create.tensor(indices, { dtype = "int64" })
   end
@@ -128,9 +134,14 @@ local defaults = { batch = false, views = 1, seed = 0, threads = 1, queue = 0, a
   shuffle = true, drop_last = false, limit = false, rank = 1, world = 1, on_device = false,
   device = false }
 
+local flags = { drop_last = true, on_device = true }
+
 local function struct_of(set, on_device, device)
   for _, name in ipairs { "batch", "views", "seed", "threads", "queue", "rank", "world" } do
     tensor.need_integer(set[name], "data.loader", name)
+  end
+  if set.queue < 0 then
+    raise("data.loader: queue is %d; a whole number of at least 0 is taken", set.queue)
   end
   return ffi.new("ln_loader_options", { seed = set.seed, batch = set.batch, views = set.views,
     threads = set.threads, queue = set.queue > 0 and set.queue or math.max(2, 2 * set.threads),
@@ -157,7 +168,7 @@ function M.loader(source, given)
   if getmetatable(source) ~= Set then
     raise("data.loader: %s; a data set is taken (data.set makes one of tensors)", describe(source))
   end
-  local set = options(given, defaults, "data.loader")
+  local set = options(given, defaults, "data.loader", flags)
   local chain = set.augment or augment.chain {}
   if not augment.is_chain(chain) then
     raise("data.loader: option augment is %s; a chain is taken", describe(chain))
@@ -253,6 +264,7 @@ end
 ---@return string|nil
 function M.image(path, given)
   local set = options(given, { channels = 3 }, "data.image")
+  tensor.need_integer(set.channels, "data.image", "option channels")
   local bytes, absent = files.read(path)
   if not bytes then return nil, absent end
   local box = tensor.out()

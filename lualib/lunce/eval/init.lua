@@ -2,7 +2,9 @@
 -- the linear probe (each a file, loaded when first named) and a table to print them in. May not
 -- train an encoder. Invariant: no gradient reaches the encoder, and its mode is as it was.
 local lunce = require "lunce"
+local describe = require("lunce.options").describe
 local raise = require("lunce.ffi").raise
+local tensor = require "lunce.tensor"
 
 local M = {}
 
@@ -14,13 +16,24 @@ local FILES = { knn = "knn", linear_probe = "probe" }
 ---@return lunce.Tensor features (N,D)
 ---@return lunce.Tensor|nil labels (N) int64; nil where the set has none
 function M.features(encoder, loader)
+  tensor.need_function(encoder, "eval.features")
+  if type(loader) ~= "table" or type(loader.epoch) ~= "function" then
+    raise("eval.features: argument 2 is %s; a loader is taken", describe(loader))
+  end
   local module = type(encoder) == "table" and encoder.eval and encoder
   local training = module and module.training
   if module then module:eval() end
   local features, labels = {}, {}
   local ok, message = pcall(lunce.no_grad, function()
     for batch in loader:epoch(1) do
-      features[#features + 1] = lunce.scope(function() return encoder(batch.x[1]):flatten(2) end)
+      features[#features + 1] = lunce.scope(function()
+        local y = encoder(batch.x[1])
+        if not lunce.is_tensor(y) or #y.shape < 2 then
+          raise("eval.features: the encoder gave %s; a tensor (B,...) is taken",
+            lunce.is_tensor(y) and ("(%s)"):format(table.concat(y.shape, ",")) or describe(y))
+        end
+        return y:flatten(2)
+      end)
       labels[#labels + 1] = batch.y
     end
   end)
@@ -35,11 +48,25 @@ local function cell(value)
   return value % 1 == 0 and ("%d"):format(value) or ("%.4f"):format(value)
 end
 
+local function check_list(x, name)
+  if type(x) ~= "table" or getmetatable(x) then
+    raise("eval.table: %s is %s; a list is taken", name, describe(x))
+  end
+end
+
 --- Rows under a heading as aligned text, numbers to the right.
 ---@param heading string[]
 ---@param rows table[] each a list of strings and numbers; false or nil leaves a cell empty
 ---@return string
 function M.table(heading, rows)
+  check_list(heading, "the heading")
+  check_list(rows, "the rows")
+  for i, text in ipairs(heading) do
+    if type(text) ~= "string" then
+      raise("eval.table: column %d is %s; a string is taken", i, describe(text))
+    end
+  end
+  for i, row in ipairs(rows) do check_list(row, "row " .. i) end
   local lines, widths = { heading }, {}
   for _, row in ipairs(rows) do
     local line = {}

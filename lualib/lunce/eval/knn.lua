@@ -8,8 +8,8 @@ local similarity = require "lunce.similarity"
 local DEFAULTS = { k = 50, temperature = 0.1, recall = { 1, 2, 5, 10, 20, 50 }, chunk = 1024 }
 
 local function check(bank, bank_labels, queries, labels, o)
-  for name, pair in pairs{ bank = { bank, bank_labels }, queries = { queries, labels } } do
-    local x, y = pair[1], pair[2]
+  for i, name in ipairs{ "bank", "queries" } do
+    local x, y = i == 1 and bank or queries, i == 1 and bank_labels or labels
     if not lunce.is_tensor(x) or not lunce.is_tensor(y) or #x.shape ~= 2 or #y.shape ~= 1
       or x.shape[1] ~= y.shape[1] or y.dtype ~= "int64" then
       raise("eval.knn: %s are a tensor (N,D) and int64 labels (N)", name)

@@ -6,6 +6,7 @@ local optim = require "lunce.optim"
 local options = require("lunce.options").options
 local raise = require("lunce.ffi").raise
 
+local FLAGS = { drop_last = true, standardise = true }
 local DEFAULTS = { lr = 3e-4, batch = 256, epochs = 100, weight_decay = 0, validation = 0.1,
   drop_last = false, standardise = false, seed = 1 }
 
@@ -93,11 +94,16 @@ end
 ---  standardise (false): trains on columns of mean 0 and deviation 1
 ---@return table result test, validation (accuracies; nil without samples), weight (classes,D), bias
 return function(x, y, test_x, test_y, given)
-  local o = options(given, DEFAULTS, "eval.linear_probe")
+  local o = options(given, DEFAULTS, "eval.linear_probe", FLAGS)
   check(x, y, "training")
   check(test_x, test_y, "test", x)
   if not (o.validation >= 0 and o.validation < 1) then
     raise("eval.linear_probe: validation is %g; a share from 0 to below 1 is taken", o.validation)
+  end
+  for _, name in ipairs{ "batch", "epochs" } do
+    if o[name] % 1 ~= 0 or o[name] < 1 then
+      raise("eval.linear_probe: %s is %g; a positive integer is taken", name, o[name])
+    end
   end
   local N = x.shape[1]
   local held = math.floor(o.validation * N)

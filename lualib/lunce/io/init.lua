@@ -4,6 +4,7 @@
 local ffi = require "ffi"
 local lib = require "lunce.ffi"
 local option = require "lunce.options"
+local need_function = require("lunce.tensor").need_function
 
 local C, raise, check = lib.C, lib.raise, lib.check
 
@@ -28,6 +29,7 @@ local box = ffi.new "ln_file *[1]"
 --- fn(file) on an opened ln_file; nil and a message where there is no such file.
 function M.with_opened(path, what, fn)
   check_path(path, what)
+  need_function(fn, what, 3)
   local status = C.ln_file_open(box, path)
   if status == C.LN_NOT_FOUND then return nil, ffi.string(C.ln_error()) end
   check(status)
@@ -38,6 +40,7 @@ end
 --- path stays as it is.
 function M.with_created(path, what, fn)
   check_path(path, what)
+  need_function(fn, what, 3)
   check(C.ln_file_create(box, path))
   with(box[0], function(file)
     fn(file)
@@ -55,6 +58,14 @@ local LARGE = 2 ^ 20
 
 --- n bytes of an opened file from offset on, as a string.
 function M.bytes(file, offset, n)
+  if type(file) ~= "cdata" or not ffi.istype("ln_file *", file) or file == nil then
+    raise("io.bytes: argument 1 is %s; a file of with_opened is taken", option.describe(file))
+  end
+  for name, x in pairs { ["the offset"] = offset or false, ["the count"] = n or false } do
+    if type(x) ~= "number" or x % 1 ~= 0 or x < 0 then
+      raise("io.bytes: %s is %s; a whole number of at least 0 is taken", name, option.describe(x))
+    end
+  end
   local text = copy(file, offset, n)
   if n > LARGE then collectgarbage() end -- the buffer goes before more is made of its copy
   return text

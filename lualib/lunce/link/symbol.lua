@@ -242,6 +242,21 @@ local function of_extreme(wins)
   end
 end
 
+local TINY = 1e-37 -- a normal number of float32 too
+
+-- Whether x is 0 or above by its form, and may be 0.
+local function reaches_zero(x)
+  local y = x[2]
+  if x.op == "relu" or x.op == "abs" or x.op == "square" or x.op == "sqrt" then return true end
+  if x.op == "max" then return is(y, 0) end
+  return (x.op == "min" or x.op == "mul") and y.number and y.number > 0 and reaches_zero(x[1])
+end
+
+-- log of a power's base, beside the power: 0 to a power above 0 is 0, and so is their product.
+local function log_of_base(x)
+  return node("log", reaches_zero(x) and node("max", x, number(x, TINY)) or x)
+end
+
 -- By operation: the derivative from the node itself, its operands and their derivatives.
 local DERIVATIVE = {
   neg = function(_, _, dx) return neg(dx) end,
@@ -266,7 +281,7 @@ local DERIVATIVE = {
   pow = function(f, x, dx, y, dy)
     local by_base = mul(mul(y, node("pow", x, sub(y, number(y, 1)))), dx)
     if is(dy, 0) then return by_base end
-    return add(by_base, mul(mul(f, node("log", x)), dy))
+    return add(by_base, mul(mul(f, log_of_base(x)), dy))
   end,
   min = of_extreme "le",
   max = of_extreme "ge",

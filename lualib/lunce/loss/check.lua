@@ -357,6 +357,9 @@ local function read(f, ...)
     raise("check: f is %s; a function of tensors is taken", arguments.describe(f))
   end
   local inputs = { ... }
+  for i = 1, select("#", ...) do
+    if inputs[i] == nil then raise("check: input %d is nil; a tensor is taken", i) end
+  end
   local given = #inputs > 0 and not lunce.is_tensor(inputs[#inputs]) and table.remove(inputs) or nil
   local o = options(given, DEFAULTS, "check")
   for i, x in ipairs(inputs) do

@@ -68,12 +68,17 @@ end
 ---@param state table as state_dict gives
 function Queue:load_state_dict(state)
   self.numbers:need_host()
-  local keys, own = state.keys, self.keys.shape
-  if not keys or not state.next or keys.shape[1] ~= own[1] or keys.shape[2] ~= own[2] then
-    raise("queue:load_state_dict: takes { keys = (%d,%d), next = }, as state_dict gives", own[1],
-      own[2])
+  local own = self.keys.shape
+  local given = type(state) == "table" and state or {}
+  local keys, first = given.keys, given.next
+  local fits = lunce.is_tensor(keys) and #keys.shape == 2 and keys.shape[1] == own[1]
+    and keys.shape[2] == own[2] and lunce.is_tensor(first) and first:numel() == 1
+  first = fits and first:item()
+  if not fits or first % 1 ~= 0 or first < 1 or first > own[1] then
+    raise("queue:load_state_dict: takes { keys = (%d,%d), next = }, as state_dict gives; next is"
+      .. " from 1 to %d", own[1], own[2], own[1])
   end
-  self.numbers:set { next = state.next:item() }
+  self.numbers:set { next = first }
   self.keys:copy_(keys)
 end
 

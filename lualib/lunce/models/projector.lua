@@ -2,7 +2,7 @@
 local nn = require "lunce.nn"
 local options = require("lunce.options").options
 
-local defaults = { hidden_features = false, batch_norm = false }
+local defaults, flags = { hidden_features = false, batch_norm = false }, { batch_norm = true }
 
 --- SimCLR's projector: (N, in_features) -> Linear, ReLU, Linear -> (N, out_features), without
 --- biases. The hidden width is in_features unless given; batch_norm normalises before the ReLU.
@@ -11,7 +11,7 @@ local defaults = { hidden_features = false, batch_norm = false }
 ---@param opts? { hidden_features: integer, batch_norm: boolean }
 ---@return lunce.Module
 return function(in_features, out_features, opts)
-  opts = options(opts, defaults, "projector")
+  opts = options(opts, defaults, "projector", flags)
   local hidden = opts.hidden_features or in_features
   local layers = { nn.Linear(in_features, hidden, { bias = false }) }
   if opts.batch_norm then layers[2] = nn.BatchNorm1d(hidden) end

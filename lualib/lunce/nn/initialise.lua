@@ -87,7 +87,9 @@ local gains = {
 ---@param nonlinearity string linear, conv2d, sigmoid, tanh, relu, leaky_relu or selu
 ---@param slope? number
 function M.gain(nonlinearity, slope)
-  if nonlinearity == "leaky_relu" then return math.sqrt(2 / (1 + (slope or 0.01) ^ 2)) end
+  if nonlinearity == "leaky_relu" then
+    return math.sqrt(2 / (1 + need_number(slope or 0.01, "init.gain", "the slope") ^ 2))
+  end
   if not gains[nonlinearity] then
     raise("init.gain: nonlinearity %s; one of conv2d, leaky_relu, linear, relu, selu, sigmoid, "
       .. "tanh is taken", describe(nonlinearity))
@@ -98,12 +100,14 @@ end
 --- Uniform with standard deviation gain * sqrt(2 / (fan_in + fan_out)).
 function M.xavier_uniform_(t, gain)
   local fan_in, fan_out = fans(t, "xavier_uniform_")
+  need_number(gain or 1, "xavier_uniform_", "the gain")
   local bound = (gain or 1) * math.sqrt(6 / (fan_in + fan_out))
   return M.uniform_(t, -bound, bound)
 end
 
 function M.xavier_normal_(t, gain)
   local fan_in, fan_out = fans(t, "xavier_normal_")
+  need_number(gain or 1, "xavier_normal_", "the gain")
   return M.normal_(t, 0, (gain or 1) * math.sqrt(2 / (fan_in + fan_out)))
 end
 
@@ -145,6 +149,7 @@ end
 --- A random matrix (rows, the rest) with orthonormal rows or columns, whichever are fewer.
 function M.orthogonal_(t, gain)
   fans(t, "orthogonal_")
+  need_number(gain or 1, "orthogonal_", "the gain")
   lunce.autocast(false, lunce.no_grad, lunce.scope, function()
     local flat = lunce.zeros_like(t):normal_(0, 1):flatten(2)
     local tall = flat.shape[1] > flat.shape[2]

@@ -4,6 +4,7 @@
 local init = require "lunce.nn.initialise"
 local lunce = require "lunce"
 local module = require("lunce.nn.module").module
+local need_integer = require("lunce.tensor").need_integer
 local options = require("lunce.options").options
 local size = require "lunce.nn.size"
 
@@ -110,9 +111,10 @@ M.GlobalAvgPool = module("GlobalAvgPool", {
 ---@overload fun(first?: integer, last?: integer)
 M.Flatten = module("Flatten", {
   init = function(self, first, last)
-    self.first, self.last = first or 2, last or -1
+    self.first = need_integer(first or 2, "Flatten", "the first dimension")
+    self.last = need_integer(last or -1, "Flatten", "the last dimension")
   end,
-  forward = function(self, x) return x:flatten(self.first, self.last) end,
+  forward = function(self, x) return lunce.flatten(x, self.first, self.last) end,
   describe = function(self) return self.first .. ", " .. self.last end,
 })
 

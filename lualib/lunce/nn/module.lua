@@ -24,6 +24,7 @@ local lunce = require "lunce"
 local describe = require("lunce.options").describe
 local options = require("lunce.options").options
 local is_tensor = require("lunce.tensor").is_tensor
+local need_boolean = require("lunce.tensor").need_boolean
 
 local raise = lib.raise
 
@@ -78,6 +79,9 @@ end
 ---@param name string
 ---@param tensor lunce.Tensor
 function Module:register_buffer(name, tensor)
+  if type(name) ~= "string" then
+    raise("register_buffer: the name is %s; a string is taken", describe(name))
+  end
   if not is_tensor(tensor) then
     raise("register_buffer: %s is %s; a tensor is taken", tostring(name), describe(tensor))
   end
@@ -90,7 +94,8 @@ end
 ---@param methods table `forward`, `init` where there is state, `describe` (its settings, to print)
 ---@return fun(...): lunce.Module
 function M.module(name, methods)
-  if type(name) ~= "string" or type(methods) ~= "table" or not methods.forward then
+  if type(name) ~= "string" or type(methods) ~= "table"
+    or type(methods.forward) ~= "function" then
     raise("nn.module: a name and a table of methods with `forward` are taken")
   end
   local class = {
@@ -263,7 +268,9 @@ end
 --- Puts the module and all under it in training mode, or out of it with train(false).
 ---@return lunce.Module self
 function Module:train(mode)
-  for _, module in self:named_modules() do module.training = mode ~= false end
+  if mode == nil then mode = true end
+  need_boolean(mode, "train", "the mode")
+  for _, module in self:named_modules() do module.training = mode end
   return self
 end
 
@@ -274,7 +281,9 @@ function Module:eval() return self:train(false) end
 --- Whether the parameters are trained; m:requires_grad_(false) freezes them.
 ---@return lunce.Module self
 function Module:requires_grad_(mode)
-  for _, p in self:named_parameters() do p:requires_grad_(mode ~= false) end
+  if mode == nil then mode = true end
+  need_boolean(mode, "requires_grad_", "the mark")
+  for _, p in self:named_parameters() do p:requires_grad_(mode) end
   return self
 end
 

@@ -2,6 +2,7 @@
 -- only in training mode, and only they are used out of it.
 local lunce = require "lunce"
 local module = require("lunce.nn.module").module
+local need = require("lunce.tensor").need
 local options = require("lunce.options").options
 local raise = require("lunce.ffi").raise
 local size = require "lunce.nn.size"
@@ -10,7 +11,7 @@ local M = {}
 
 local batch_options = { eps = 1e-5, momentum = 0.1, affine = true, track_running_stats = true }
 
-local fused_options = { residual = false, relu = false }
+local fused_options, fused_flags = { residual = false, relu = false }, { relu = true }
 
 local function batch_norm(name, least, most)
   return module(name, {
@@ -30,8 +31,8 @@ local function batch_norm(name, least, most)
       end
     end,
     forward = function(self, x, more)
-      more = options(more, fused_options, name)
-      local ndim = x.ndim
+      more = options(more, fused_options, name, fused_flags)
+      local ndim = need(x, name, 1).ndim
       if ndim < least or ndim > most then
         raise("%s: the input is (%s); %d%s dimensions are taken", name, table.concat(x.shape, ","),
           least, most > least and " or " .. most or "")

@@ -16,6 +16,7 @@ local M = {}
 local common = { dtype = "float32", device = "cpu", requires_grad = false }
 local drawn = { dtype = "float32", device = "cpu", requires_grad = false, seed = false,
   stream = false }
+local flags = { requires_grad = true }
 local positions = { dtype = "int64", device = "cpu", requires_grad = false, seed = false,
   stream = false }
 
@@ -44,9 +45,12 @@ local function split(defaults, what, ...)
     check_list(shape, what)
   else
     shape = { ... }
-    if type(shape[n]) == "table" then given, shape[n] = shape[n], nil end
+    if type(shape[n]) == "table" then given, shape[n], n = shape[n], nil, n - 1 end
+    for i = 1, n do
+      if shape[i] == nil then raise("%s: extent %d is nil; a whole number is taken", what, i) end
+    end
   end
-  return shape, option.options(given, defaults, what)
+  return shape, option.options(given, defaults, what, flags)
 end
 
 local function shaped(defaults, what, ...)
@@ -92,7 +96,7 @@ end
 ---@return lunce.Tensor
 function M.tensor(value, given)
   local set = option.options(given, { dtype = false, device = false, requires_grad = false },
-    "tensor")
+    "tensor", flags)
   if tensor.is_tensor(value) then
     return finish(value:detach():to({ dtype = set.dtype or nil, device = set.device or nil })
       :clone(), set)
@@ -158,21 +162,38 @@ local function like(t, value, shape)
   return new
 end
 
-function M.zeros_like(t) return like(tensor.need(t, "zeros_like", 1), 0) end
+-- Refuses options, which would not be seen.
+local function no_options(given, what)
+  if given ~= nil then
+    raise("%s: options are not taken: the result has the tensor's dtype and device; t:to changes"
+      .. " them", what)
+  end
+end
 
-function M.ones_like(t) return like(tensor.need(t, "ones_like", 1), 1) end
+function M.zeros_like(t, given)
+  no_options(given, "zeros_like")
+  return like(tensor.need(t, "zeros_like", 1), 0)
+end
 
-function M.full_like(t, value)
+function M.ones_like(t, given)
+  no_options(given, "ones_like")
+  return like(tensor.need(t, "ones_like", 1), 1)
+end
+
+function M.full_like(t, value, given)
+  no_options(given, "full_like")
   return like(tensor.need(t, "full_like", 1), need_number(value, "full_like", "the value"))
 end
 
 --- t:new_zeros(shape), t:new_full(shape, value): t's dtype and device in another shape.
 function M.new_zeros(t, ...)
-  local first = ...
+  local first, given = ...
+  if type(first) == "table" then no_options(given, "new_zeros") end
   return like(tensor.need(t, "new_zeros", 1), 0, type(first) == "table" and first or { ... })
 end
 
-function M.new_full(t, shape, value)
+function M.new_full(t, shape, value, given)
+  no_options(given, "new_full")
   return like(tensor.need(t, "new_full", 1), need_number(value, "new_full", "the value"), shape)
 end
 
@@ -196,7 +217,7 @@ function M.arange(start, stop, step, given)
   if need_number(step, "arange", "step") == 0 then raise("arange: step is 0") end
   -- The allowance keeps the last of 0, 0.1, ..., 0.3, which rounding puts past 0.3.
   local n = math.max(0, math.floor((stop - start) / step + 1e-9) + 1)
-  return sequence(start, step, n, option.options(given, common, "arange"), "arange")
+  return sequence(start, step, n, option.options(given, common, "arange", flags), "arange")
 end
 
 --- n evenly spaced numbers from start to stop, both included.
@@ -206,7 +227,7 @@ function M.linspace(start, stop, n, given)
   need_number(stop, "linspace", "stop")
   need_integer(n, "linspace", "the count")
   return sequence(start, n > 1 and (stop - start) / (n - 1) or 0, n,
-    option.options(given, common, "linspace"), "linspace")
+    option.options(given, common, "linspace", flags), "linspace")
 end
 
 --- The n x m identity (m: n where not given).
@@ -214,7 +235,7 @@ end
 function M.eye(n, m, given)
   if type(m) == "table" then m, given = nil, m end
   need_integer(n, "eye", "the number of rows")
-  local set = option.options(given, common, "eye")
+  local set = option.options(given, common, "eye", flags)
   local t = M.zeros({ n, m or n }, { dtype = set.dtype, device = set.device })
   t:diagonal():fill_(1)
   return finish(t, set)
@@ -267,7 +288,7 @@ end
 --- A permutation of 1..n.
 ---@return lunce.Tensor
 function M.randperm(n, given)
-  local set = option.options(given, positions, "randperm")
+  local set = option.options(given, positions, "randperm", flags)
   tensor.no_capture("randperm", "the host draws it; draw it before, and give it as an argument")
   local t = empty(set, "randperm", extents("randperm", 0, { n }))
   local seed, stream = random.address(set, t)

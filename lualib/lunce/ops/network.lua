@@ -159,6 +159,10 @@ end
 
 -- ---- Normalisation ---------------------------------------------------------------------------
 
+local function check_eps(eps, what)
+  if eps < 0 then raise("%s: option eps is %g; a number of at least 0 is taken", what, eps) end
+end
+
 -- Inputs: x, weight, bias, residual. node.z: the output, with relu.
 local batch_norm_rule = rule("batch_norm", function(node, dy)
   local relu = node.z ~= nil
@@ -169,6 +173,7 @@ local batch_norm_rule = rule("batch_norm", function(node, dy)
     node[4] and (relu and take4() or dy) }
 end)
 
+local batch_norm_flags = { training = true, relu = true }
 local batch_norm_options = { training = false, momentum = 0.1, eps = 1e-5, residual = false,
   relu = false }
 
@@ -183,9 +188,12 @@ function M.batch_norm(x, running_mean, running_var, weight, bias, given)
   need_optional(running_var, "batch_norm", 3)
   need_optional(weight, "batch_norm", 4)
   need_optional(bias, "batch_norm", 5)
-  local set = option.options(given, batch_norm_options, "batch_norm")
-  local residual, relu = set.residual, set.relu and true or false
-  if residual then need(residual, "batch_norm", "residual") end
+  local set = option.options(given, batch_norm_options, "batch_norm", batch_norm_flags)
+  local residual, relu = set.residual, set.relu
+  check_eps(set.eps, "batch_norm")
+  if residual and not tensor.is_tensor(residual) then
+    raise("batch_norm: option residual is %s; a tensor is taken", option.describe(residual))
+  end
   if residual and residual.dtype ~= x.dtype then -- under autocast: what it is added to is promoted
     set.residual, set.relu = false, false
     local y = M.batch_norm(x, running_mean, running_var, weight, bias, set) + residual
@@ -206,6 +214,14 @@ function M.batch_norm(x, running_mean, running_var, weight, bias, given)
   return y
 end
 
+-- What was given as a shape, in words.
+local function extents_text(list)
+  if type(list) ~= "table" or getmetatable(list) then return option.describe(list) end
+  local words = {}
+  for i = 1, table.maxn(list) do words[i] = option.describe(list[i]) end
+  return "(" .. table.concat(words, ",") .. ")"
+end
+
 local layer_norm_rule = rule("layer_norm", function(node, dy)
   call(C.ln_layer_norm_backward, out(), node[2] and out2() or nil, node[3] and out3() or nil, dy.h,
     node.x.h, node.y and node.y.h, node.private[1].h, node.private[2].h, node.ndim)
@@ -222,13 +238,13 @@ function M.layer_norm(x, shape, weight, bias, given)
   need_optional(bias, "layer_norm", 4)
   local set = option.options(given, { eps = 1e-5 }, "layer_norm")
   local list = type(shape) == "number" and { shape } or shape
-  local fits = type(list) == "table" and #list >= 1 and #list <= #of_x
+  local fits = type(list) == "table" and not getmetatable(list) and #list >= 1 and #list <= #of_x
   for i = 1, fits and #list or 0 do fits = fits and list[i] == of_x[#of_x - #list + i] end
   if not fits then
-    raise("layer_norm: shape (%s) is not the end of the input's, (%s)",
-      type(list) == "table" and table.concat(list, ",") or tostring(list),
+    raise("layer_norm: shape %s is not the end of the input's, (%s)", extents_text(list),
       table.concat(of_x, ","))
   end
+  check_eps(set.eps, "layer_norm")
   if tape.low then
     x, weight, bias = autocast.wide(x), autocast.wide(weight), autocast.wide(bias)
   end
@@ -269,6 +285,7 @@ define_softmax("log_softmax", true)
 
 -- Labels outside 1..C are an error that names the loss, not the gather under it.
 local function check_labels(target, classes)
+  if target.dtype == "bool" then raise "cross_entropy: labels are bool; integers are taken" end
   if target:numel() == 0 then return end
   if target.device ~= "cpu" then
     return call(C.ln_index_check, target.h, classes, "cross_entropy")

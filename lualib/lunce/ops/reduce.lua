@@ -21,10 +21,12 @@ local function raw(op, x, set, keepdim, a)
   return take()
 end
 
-local KEEPDIM = { keepdim = false }
+local KEEPDIM, KEEPDIM_FLAGS = { keepdim = false }, { keepdim = true }
 
 local function keeps(name, keepdim)
-  if type(keepdim) == "table" then return options(keepdim, KEEPDIM, name).keepdim end
+  if type(keepdim) == "table" then
+    return options(keepdim, KEEPDIM, name, KEEPDIM_FLAGS).keepdim
+  end
   if keepdim ~= nil and type(keepdim) ~= "boolean" then
     raise("%s: keepdim is %s; a boolean is taken", name, describe(keepdim))
   end
@@ -143,7 +145,7 @@ end)
 local function correction_of(what, dim, keepdim, given)
   if type(dim) == "table" and dim[1] == nil then dim, given = nil, dim end
   if type(keepdim) == "table" then keepdim, given = nil, keepdim end
-  local set = options(given, { correction = 1, keepdim = false }, what)
+  local set = options(given, { correction = 1, keepdim = false }, what, KEEPDIM_FLAGS)
   return dim, keepdim or set.keepdim, set.correction
 end
 
@@ -261,7 +263,7 @@ function M.norm(x, p, dim, keepdim)
   if tape.low then x = autocast.wide(x) end
   p = tensor.need_number(p or 2, "norm", "the order")
   if p ~= 1 and p ~= 2 and p ~= math.huge then
-    if p <= 0 then raise("norm: order %g; a positive one is taken", p) end
+    if not (p > 0) then raise("norm: order %g; a positive one is taken", p) end
     return (need(x, "norm", 1):abs() ^ p):sum(dim, keepdim) ^ (1 / p)
   end
   local y, node = reduce("norm", C.LN_NORM, norm_rule, x, dim, keepdim, p)

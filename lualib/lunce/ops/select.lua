@@ -131,13 +131,15 @@ local function sorted(x, d)
   return values, indices
 end
 
+local SORT, SORT_FLAGS = { descending = false }, { descending = true }
+
 --- The elements along dim (the last where not given) in rising order, and their positions; stable.
 ---@param dim integer|nil
 ---@param given { descending: boolean }|nil
 ---@return lunce.Tensor values
 ---@return lunce.Tensor indices
 function M.sort(x, dim, given)
-  local set = option.options(given, { descending = false }, "sort")
+  local set = option.options(given, SORT, "sort", SORT_FLAGS)
   local d = dim_index(dim or -1, tensor.ndim(need(x, "sort", 1)), "sort")
   call(C.ln_sort, out(), out2(), x.h, d, set.descending)
   return sorted(x, d)
@@ -185,7 +187,8 @@ local function need_list(list, what)
     raise("%s: argument 1 is %s; a list of at least one tensor is taken", what,
       option.describe(list))
   end
-  for i, x in ipairs(list) do
+  for i = 1, #list do
+    local x = list[i]
     if not tensor.is_tensor(x) then
       raise("%s: element %d of the list is %s; a tensor is taken", what, i, option.describe(x))
     end

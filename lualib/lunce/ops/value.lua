@@ -172,7 +172,7 @@ function M.contiguous(x, given)
 end
 
 local to_options = { dtype = false, device = false, non_blocking = false, memory_format = false }
-local later = { non_blocking = false }
+local later, copy_flags = { non_blocking = false }, { non_blocking = true }
 
 --- x in another dtype, on another device, in another memory format: to("float64"), to("cuda:1"),
 --- to{ dtype =, device =, memory_format = }. x itself where nothing changes. non_blocking: a copy
@@ -187,13 +187,13 @@ function M.to(x, target, given)
   need(x, "to", 1)
   if type(target) == "table" then
     if given ~= nil then raise("to: options are given twice; one table is taken") end
-    local set = option.options(target, to_options, "to")
+    local set = option.options(target, to_options, "to", copy_flags)
     local y = set.dtype and cast(x, set.dtype) or x
     if set.device then y = move(y, set.device, set.non_blocking) end
     local format = set.memory_format
     return format and formatted(y, wants_channels_last(y, format, "to")) or y
   end
-  local set = option.options(given, later, "to")
+  local set = option.options(given, later, "to", copy_flags)
   if type(target) == "string" and (target == "cpu" or target:find "^cuda") then
     return move(x, target, set.non_blocking)
   end
@@ -234,7 +234,8 @@ end
 ---@param wanted boolean|nil true
 function M.requires_grad_(x, wanted)
   need(x, "requires_grad_", 1)
-  wanted = wanted ~= false
+  if wanted == nil then wanted = true end
+  tensor.need_boolean(wanted, "requires_grad_", "the mark")
   if x.node and not wanted then
     raise("requires_grad_: the tensor is a result of recorded operators; detach it")
   end

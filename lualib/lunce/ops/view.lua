@@ -128,13 +128,31 @@ function M.t(x)
   return M.permute(x, { 2, 1 })
 end
 
+local function refuse_size(from, shape)
+  if type(shape) ~= "table" or getmetatable(shape) then
+    raise("sum_to_size: the shape is %s; a list of extents is taken", describe(shape))
+  end
+  local words = {}
+  for i = 1, table.maxn(shape) do words[i] = describe(shape[i]) end
+  raise("sum_to_size: a tensor (%s) was not broadcast from (%s)", table.concat(from, ","),
+    table.concat(words, ","))
+end
+
 --- x summed over the dimensions along which it was broadcast from `shape`.
 ---@param shape integer[]
 function M.sum_to_size(x, shape)
   local from, sum = need(x, "sum_to_size", 1).shape, x
+  if type(shape) ~= "table" or getmetatable(shape) or #shape > #from then
+    refuse_size(from, shape)
+  end
   local lead, dims = #from - #shape, {}
   for i = 1, #from do
-    if i <= lead or (shape[i - lead] == 1 and from[i] ~= 1) then dims[#dims + 1] = i end
+    local n = shape[i - lead]
+    if i <= lead or (n == 1 and from[i] ~= 1) then
+      dims[#dims + 1] = i
+    elseif n ~= from[i] then
+      refuse_size(from, shape)
+    end
   end
   if #dims > 0 then sum = sum:sum(dims, true) end
   return lead > 0 and sum:reshape(shape) or sum
@@ -293,17 +311,24 @@ function M.at(x, key)
       .. " (index_select and gather take tensors)", describe(key))
   end
   local y, d = x, 1
+  if key[1] == nil and next(key) ~= nil then
+    raise "index: a table without a first entry; it lists a position or a range by dimension"
+  end
   for _, part in ipairs(key) do
     if type(part) == "number" then
       y = M.select(y, d, part)
     elseif type(part) == "table" and not getmetatable(part) then
-      if part[1] then y = M.slice(y, d, part[1], part[2] or part[1], part[3]) end
+      if part[1] then
+        y = M.slice(y, d, part[1], part[2] or part[1], part[3])
+      elseif next(part) ~= nil then
+        raise "index: a range has no first position; { 1, last } starts at the first"
+      end
       d = d + 1
     else
       raise("index: %s; a position or a range { first, last } is taken", describe(part))
     end
   end
-  return y == x and x:view(x.shape) or y
+  return y == x and M.view(need(x, "index", 1), x.shape) or y
 end
 
 --- t[key] = value: writes a number, or a tensor that broadcasts, into that part of t.

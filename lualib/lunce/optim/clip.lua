@@ -1,12 +1,25 @@
 -- Gradient clipping, between backward and step. Holds no optimiser.
 local lunce = require "lunce"
-local options = require("lunce.options").options
+local describe, options = require("lunce.options").describe, require("lunce.options").options
 local tensor = require "lunce.tensor"
 local raise = require("lunce.ffi").raise
 
 local need_number = tensor.need_number
 
 local M = {}
+
+-- A tensor or a module would look like a list without parameters.
+local function check_params(params, what)
+  if type(params) ~= "table" or getmetatable(params) or (#params == 0 and next(params) ~= nil) then
+    raise("%s: parameters are %s; a list is taken, such as m:parameters()", what,
+      describe(params))
+  end
+  for i = 1, #params do
+    if not tensor.is_tensor(params[i]) then
+      raise("%s: parameter %d is %s; a tensor is taken", what, i, describe(params[i]))
+    end
+  end
+end
 
 local defaults = { norm_type = 2, error_if_nonfinite = true }
 
@@ -42,6 +55,7 @@ end
 ---@return number|lunce.Tensor|nil norm before the scaling
 function M.clip_grad_norm(params, max_norm, opts)
   local set = options(opts, defaults, "clip_grad_norm")
+  check_params(params, "clip_grad_norm")
   need_number(max_norm, "clip_grad_norm", "max_norm")
   return lunce.no_grad(lunce.scope, function()
     local norm = total_norm(params, set.norm_type)
@@ -62,6 +76,7 @@ end
 ---@param params lunce.Tensor[]
 ---@param limit number
 function M.clip_grad_value(params, limit)
+  check_params(params, "clip_grad_value")
   need_number(limit, "clip_grad_value", "the limit")
   lunce.no_grad(function()
     for _, p in ipairs(params) do

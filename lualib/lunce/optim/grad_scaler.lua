@@ -60,11 +60,14 @@ function Scaler:scale(loss)
   return loss * (is_tensor(scale) and scale:clone():to(loss.dtype) or scale)
 end
 
--- The gradients of an optimiser's parameters.
-local function gradients_of(given, what)
+local function check_optimiser(given, what)
   if not optimiser.is_optimiser(given) then
     raise("%s: argument 1 is %s; an optimiser is taken", what, describe(given))
   end
+end
+
+-- The gradients of an optimiser's parameters.
+local function gradients_of(given, what)
   local gradients, n = {}, 0
   for _, group in ipairs(given.groups) do
     for _, p in ipairs(group.params) do
@@ -121,6 +124,7 @@ end
 ---@param given lunce.Optimiser
 ---@return boolean|lunce.Tensor
 function Scaler:unscale(given)
+  check_optimiser(given, "unscale")
   if not self.enabled then return true end
   local entry = seen_of(self)[given]
   if entry then
@@ -146,6 +150,7 @@ end
 ---@param given lunce.Optimiser
 ---@return boolean|lunce.Tensor
 function Scaler:step(given)
+  check_optimiser(given, "step")
   if not self.enabled then
     given:step()
     return true

@@ -37,14 +37,14 @@ local function check_params(params, seen, what)
 end
 
 local function new_group(given, defaults, rule, seen)
-  local known = { params = {} }
+  local known = { params = false }
   for name, value in pairs(defaults) do known[name] = value end
   local group = {}
-  for name, value in pairs(options(given, known, rule.name)) do
+  for name, value in pairs(options(given, known, rule.name, rule.flags)) do
     local is_list = type(value) == "table" and not getmetatable(value)
     group[name] = is_list and { unpack(value) } or value
   end
-  check_params(group.params, seen, rule.name)
+  check_params(group.params or nil, seen, rule.name)
   rule.check(group)
   return group
 end
@@ -62,6 +62,7 @@ end
 
 --- Makes the constructor of an update rule.
 ---@param rule { name: string, defaults: table, check: function, state: table, update: function }
+---  flags: the defaults of false that are booleans, where there are any;
 ---  state: kind of each entry of a parameter's state, "tensor" (of its shape) or "number";
 ---  update(p, g, state, group, lr, numbers) makes one step, filling `state`, a table that starts
 ---  empty; numbers: in a captured step, the tensor with what `numbers(group, lr, state)` gives, a
@@ -70,7 +71,7 @@ end
 ---@return fun(params: table, opts?: table): lunce.Optimiser
 function M.new(rule)
   return function(params, opts)
-    local defaults = options(opts, rule.defaults, rule.name)
+    local defaults = options(opts, rule.defaults, rule.name, rule.flags)
     if type(params) ~= "table" or getmetatable(params) or type(params[1]) ~= "table"
       or is_tensor(params[1]) then
       params = { { params = params } }
@@ -93,6 +94,7 @@ local function make_step(self, made)
   local numbers = capture and captured.numbers(self, capture, made) or nil
   lunce.no_grad(lunce.scope, function()
     for _, group in ipairs(self.groups) do
+      M.check_range(group, "lr", 0, math.huge, self.rule.name)
       for _, p in ipairs(group.params) do
         if p.grad then
           local state = self.state[p] or {}

@@ -8,6 +8,7 @@
 local check_range = require("lunce.optim.optimiser").check_range
 local describe = require("lunce.options").describe
 local options = require("lunce.options").options
+local need_number = require("lunce.tensor").need_number
 local raise = require("lunce.ffi").raise
 
 local M = {}
@@ -30,6 +31,7 @@ end
 function M.cosine(opts)
   local set = checked(opts, { steps = false, floor = 0 }, "schedule.cosine")
   return function(step)
+    need_number(step, "schedule.cosine", "the step")
     local t = math.min(step / set.steps, 1)
     return set.floor + (1 - set.floor) * (1 + math.cos(math.pi * t)) / 2
   end
@@ -39,7 +41,17 @@ end
 ---@param opts { steps: integer }
 function M.warmup(opts)
   local set = checked(opts, { steps = false }, "schedule.warmup")
-  return function(step) return math.min((step + 1) / set.steps, 1) end
+  return function(step)
+    return math.min((need_number(step, "schedule.warmup", "the step") + 1) / set.steps, 1)
+  end
+end
+
+local function check_milestones(list)
+  local is_list = type(list) == "table" and not getmetatable(list) and #list > 0
+  for i = 1, is_list and #list or 0 do is_list = is_list and type(list[i]) == "number" end
+  if not is_list then
+    raise("schedule.step: option milestones is %s; a list of numbers is taken", describe(list))
+  end
 end
 
 --- Multiplied by gamma after every step_size updates, or at each of the milestones.
@@ -51,7 +63,9 @@ function M.step(opts)
     raise("schedule.step: one of step_size and milestones is taken")
   end
   if set.step_size then check_range(set, "step_size", 1, math.huge, "schedule.step") end
+  if set.milestones then check_milestones(set.milestones) end
   return function(step)
+    need_number(step, "schedule.step", "the step")
     if set.step_size then return set.gamma ^ math.floor(step / set.step_size) end
     local passed = 0
     for _, milestone in ipairs(set.milestones) do
@@ -67,12 +81,14 @@ function M.chain(parts)
   if type(parts) ~= "table" or #parts == 0 then
     raise("schedule.chain: %s; a list of { steps, schedule } is taken", describe(parts))
   end
-  for i, part in ipairs(parts) do
+  for i = 1, #parts do
+    local part = parts[i]
     if type(part) ~= "table" or type(part[1]) ~= "number" or type(part[2]) ~= "function" then
       raise("schedule.chain: part %d is not { steps, schedule }", i)
     end
   end
   return function(step)
+    need_number(step, "schedule.chain", "the step")
     local i = 1
     while i < #parts and step >= parts[i][1] do
       step = step - parts[i][1]

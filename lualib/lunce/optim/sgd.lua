@@ -22,6 +22,7 @@ local check_range = optimiser.check_range
 return optimiser.new {
   name = "SGD",
   defaults = { lr = false, momentum = 0, dampening = 0, weight_decay = 0, nesterov = false },
+  flags = { nesterov = true },
   state = { momentum_buffer = "tensor" },
   check = function(group)
     check_range(group, "lr", 0, math.huge, "SGD")

@@ -175,25 +175,31 @@ function Similarity:without(index)
   return masked(self, { kind = "without", index = index })
 end
 
+-- Labels are compared as they are; as integers, fractions would not be.
+local function check_labels(x, length, what)
+  check_vector(x, length, what)
+  if x.dtype:find "float" then raise("%s: labels are %s; integers are taken", what, x.dtype) end
+end
+
 local function by_labels(S, kind, rows, columns)
   if columns == nil then
     check_square(S, kind)
     columns = rows
   end
-  check_vector(rows, S.N, kind)
-  check_vector(columns, S.M, kind)
+  check_labels(rows, S.N, kind)
+  check_labels(columns, S.M, kind)
   return masked(S, { kind = kind, rows = rows, columns = columns })
 end
 
 --- Keeps the columns whose label is the row's.
----@param rows lunce.Tensor (N)
----@param columns lunce.Tensor|nil (M); the rows' own when absent
+---@param rows lunce.Tensor (N), integers
+---@param columns lunce.Tensor|nil (M), integers; the rows' own when absent
 ---@return lunce.Similarity
 function Similarity:same(rows, columns) return by_labels(self, "same", rows, columns) end
 
 --- Keeps the columns whose label is not the row's.
----@param rows lunce.Tensor (N)
----@param columns lunce.Tensor|nil (M); the rows' own when absent
+---@param rows lunce.Tensor (N), integers
+---@param columns lunce.Tensor|nil (M), integers; the rows' own when absent
 ---@return lunce.Similarity
 function Similarity:different(rows, columns) return by_labels(self, "different", rows, columns) end
 
@@ -309,6 +315,7 @@ local function pooled_tail(S, count)
 end
 
 local TAIL = { k = false, pooled = false, candidates = false }
+local TAIL_FLAGS = { pooled = true }
 
 --- The tail of shortfalls 1 - s of each row's candidates: order statistics and fits, without
 --- gradient. With pooled = true, one fit over the candidates of all rows together (numbers; nil
@@ -320,7 +327,7 @@ local TAIL = { k = false, pooled = false, candidates = false }
 ---  them, takes candidates
 ---@return table|nil tail rho (N), the least shortfall, at least 1e-6; and evt.fit's fields
 function Similarity:tail(given)
-  local o = options(given, TAIL, "tail")
+  local o = options(given, TAIL, "tail", TAIL_FLAGS)
   local fewest = o.candidates
   if fewest and (type(fewest) ~= "number" or fewest % 1 ~= 0 or fewest < 0 or fewest > self.M) then
     raise("tail: candidates are %s; an integer from 0 to %d, the columns, is taken",
