@@ -208,11 +208,11 @@ describe("a symmetric matrix in halves", function()
             local high, wide = math.min(200, n - row + 1), math.min(200, n - column + 1)
             for first = 0, high - 1, block do
               local from = of == "half" and row == column and first or 0
-              count = count + math.ceil(wide / 64) - from / 64
+              count = count + math.ceil(wide / 32) - from / 32
             end
           end
         end
-        return count * (block / 16) * 8 * (d / 16) -- of 16 x 8 entries and 16 features
+        return count * (block / 16) * 4 * (d / 16) -- of 16 x 8 entries and 16 features
       end
       for _, n in ipairs{ 100, 150, 450 } do
         local half, whole = tiles(n, "half"), tiles(n, "whole")

@@ -98,6 +98,7 @@ typedef struct {
     place i, rows, row, j, columns, column;
     link_all all;
     link_place own[OWN], others; /* of the lane's rows; of the lane's column */
+    mask_row masks[OWN];         /* of its rows as the matrix's */
     unsigned straight, crossed;  /* bit k OWN + r: whether the lane's entry is used */
 } warp_tile;
 
@@ -148,19 +149,27 @@ typedef struct {
     unsigned at[KEPT ? STEPS : 1][4];
 } left;
 
-static __device__ void read_left(unsigned x[4], const char *rows, int step) {
-    int lane = threadIdx.x % LANES, place = lane % 8, odd = lane / 8 % 2, upper = lane / 16;
-    fragment_rows(x, rows + (8 * odd + place) * PITCH + 2 * (16 * step + 8 * upper));
+/* Of 16 rows in shared memory, those that the lane gives the places of: as left operands, or of 16
+ * columns as right ones. */
+static __device__ shared_place left_place(const char *rows) {
+    int lane = threadIdx.x % LANES;
+    return shared_place_of(rows + lane % 16 * PITCH + lane / 16 * 16);
+}
+
+static __device__ shared_place right_place(const char *columns) {
+    int lane = threadIdx.x % LANES;
+    return shared_place_of(columns + (lane / 16 * 8 + lane % 8) * PITCH + lane / 8 % 2 * 16);
 }
 
 static __device__ void keep(left *x, const char *rows) {
+    shared_place own = left_place(rows);
 #pragma unroll
-    for (int step = 0; KEPT && step < STEPS; step++) read_left(x->at[step], rows, step);
+    for (int step = 0; KEPT && step < STEPS; step++) fragment_rows(x->at[step], own + 32 * step);
 }
 
 /* The similarities of the warp's rows and the tile's columns. */
 static __device__ void multiply(fragment s, left *x, const char *rows, const char *columns) {
-    int lane = threadIdx.x % LANES, place = lane % 8, odd = lane / 8 % 2, upper = lane / 16;
+    shared_place own = left_place(rows), other = right_place(columns);
 #pragma unroll
     for (int n = 0; n < ACROSS; n++)
 #pragma unroll
@@ -169,11 +178,10 @@ static __device__ void multiply(fragment s, left *x, const char *rows, const cha
     for (int step = 0; step < STEPS; step++) {
         int k = KEPT ? step : 0;
         unsigned y[4];
-        if (!KEPT) read_left(x->at[k], rows, step);
+        if (!KEPT) fragment_rows(x->at[k], own + 32 * step);
 #pragma unroll
         for (int n = 0; n < ACROSS; n += 2) {
-            fragment_rows(y, columns + (8 * n + 8 * upper + place) * PITCH +
-                                 2 * (16 * step + 8 * odd));
+            fragment_rows(y, other + 8 * n * PITCH + 32 * step);
             mma(s[n], x->at[k], y);
             mma(s[n + 1], x->at[k], y + 2);
         }
@@ -392,7 +400,7 @@ static __device__ void weigh(state *t, const epilogue &a, const warp_tile &c, fr
 /* The weights, as they lie, are the left operand of 16 columns at a time. */
 static __device__ void state_take(state *t, const epilogue &a, const warp_tile &c, fragment s,
                                   const char *columns, epilogue_part *) {
-    int lane = threadIdx.x % LANES, row = lane % 16, feature = lane / 16 * 8;
+    shared_place rows = left_place(columns);
     weigh(t, a, c, s);
 #pragma unroll
     for (int k = 0; k < ACROSS / 2; k++) {
@@ -404,7 +412,7 @@ static __device__ void state_take(state *t, const epilogue &a, const warp_tile &
         }
 #pragma unroll
         for (int f = 0; f < FEATURES / 2; f++) {
-            fragment_columns(y, columns + (16 * k + row) * PITCH + 2 * (16 * f + feature));
+            fragment_columns(y, rows + 16 * k * PITCH + 32 * f);
             mma(t->sums[2 * f], w, y);
             mma(t->sums[2 * f + 1], w, y + 2);
         }
@@ -442,15 +450,12 @@ static __device__ void state_end(state *t, const epilogue &a, place first, char 
 
 /* Begins to copy so many rows from `first` on, of `count`, to shared memory, in pieces of 16 bytes.
  * Not unrolled: addresses of pieces to come would take registers from the tile. */
-static __device__ void fetch(char *to, const void *from, long long first, long long count,
-                             int rows) {
+static __device__ void fetch(char *to, const void *from, place first, long long count, int rows) {
+    const char *source = (const char *)from + (long long)first * 2 * WIDTH;
+    int left = (int)(count - first) * FEATURES;
 #pragma unroll 1
-    for (int t = threadIdx.x; t < rows * FEATURES; t += BLOCK_THREADS) {
-        int row = t / FEATURES; /* rows are a piece further apart there */
-        bool given = first + row < count;
-        const char *piece = (const char *)from + 16 * (first * FEATURES + t);
-        copy_begin(to + 16 * (t + row), given ? piece : from, given);
-    }
+    for (int t = threadIdx.x; t < rows * FEATURES; t += BLOCK_THREADS)
+        copy_begin(to + 16 * (t + t / FEATURES), source + 16 * (t < left ? t : 0), t < left);
 }
 
 /* The tile's columns, which lie from j on: their similarities, and what the state makes of them. */
@@ -462,11 +467,8 @@ static __device__ void take_tile(state *t, const epilogue &a, warp_tile *c, left
     other = c->column + (mine < c->columns ? mine : 0);
     c->others = link_place_of(a, other, CROSSED, STRAIGHT);
 #pragma unroll
-    for (int r = 0; STRAIGHT && r < OWN; r++) {
-        place at = row_in(*c, r);
-        mask_row own = mask_row_of(a, c->row + (at < c->rows ? at : 0));
-        mixed |= touched(own, c->column + c->j, COLUMNS);
-    }
+    for (int r = 0; STRAIGHT && r < OWN; r++)
+        mixed |= touched(c->masks[r], c->column + c->j, COLUMNS);
     if (CROSSED) mixed |= touched(mask_row_of(a, other), c->row + c->i, WARP_ROWS);
     multiply(s, x, rows, columns);
     admit(a, c, other, mixed);
@@ -484,7 +486,9 @@ static __device__ warp_tile warp_tile_of(const epilogue &a, place first) {
 #pragma unroll
     for (int r = 0; r < OWN; r++) {
         place at = row_in(c, r);
-        c.own[r] = link_place_of(a, c.row + (at < c.rows ? at : 0), STRAIGHT, CROSSED);
+        at = c.row + (at < c.rows ? at : 0);
+        c.own[r] = link_place_of(a, at, STRAIGHT, CROSSED);
+        if (STRAIGHT) c.masks[r] = mask_row_of(a, at);
     }
     return c;
 }
@@ -509,7 +513,7 @@ static __device__ void take_block(const epilogue &a, place first, long long spli
     state_begin(&t);
     if (begin < end) {
         fetch(rows, a.x, first, a.rows, BLOCK_ROWS);
-        fetch(tiles, a.y, (long long)begin * COLUMNS, a.columns, COLUMNS);
+        fetch(tiles, a.y, begin * COLUMNS, a.columns, COLUMNS);
     }
     copy_group();
     copy_wait(0);
@@ -520,8 +524,8 @@ static __device__ void take_block(const epilogue &a, place first, long long spli
         int turn = (tile - begin) % 2;
         epilogue_part *all = parts + turn * BLOCK_WARPS * COLUMNS;
         if (tile + 1 < end)
-            fetch(tiles + (1 - turn) * COLUMNS * PITCH, a.y, (long long)(tile + 1) * COLUMNS,
-                  a.columns, COLUMNS);
+            fetch(tiles + (1 - turn) * COLUMNS * PITCH, a.y, (tile + 1) * COLUMNS, a.columns,
+                  COLUMNS);
         copy_group();
         c.j = tile * COLUMNS;
         take_tile(&t, a, &c, &x, own, tiles + turn * COLUMNS * PITCH,

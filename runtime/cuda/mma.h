@@ -27,20 +27,29 @@ static __device__ void mma(float sums[4], const unsigned a[4], const unsigned b[
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-/* Four 8 x 8 matrices of halves in shared memory: a lane gives the address of row lane % 8 of
- * matrix lane / 8, 16 bytes, and gets of each the pair at (lane / 4, 2 (lane % 4)). */
-static __device__ void fragment_rows(unsigned out[4], const void *row) {
+/* A place in shared memory, from which others are counted in bytes: what the compiler knows of it
+ * ends here, or it would make each of those anew instead of an offset. */
+typedef unsigned shared_place;
+static __device__ shared_place shared_place_of(const void *p) {
+    shared_place place = (unsigned)__cvta_generic_to_shared(p);
+    asm volatile("" : "+r"(place));
+    return place;
+}
+
+/* Four 8 x 8 matrices of halves in shared memory: a lane gives the place of row lane % 8 of matrix
+ * lane / 8, 16 bytes, and gets of each the pair at (lane / 4, 2 (lane % 4)). */
+static __device__ void fragment_rows(unsigned out[4], shared_place row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-                 : "r"((unsigned)__cvta_generic_to_shared(row))
+                 : "r"(row)
                  : "memory");
 }
 
 /* The same of the transposed matrices. */
-static __device__ void fragment_columns(unsigned out[4], const void *row) {
+static __device__ void fragment_columns(unsigned out[4], shared_place row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-                 : "r"((unsigned)__cvta_generic_to_shared(row))
+                 : "r"(row)
                  : "memory");
 }
 

@@ -27,11 +27,17 @@ static inline void mma(float sums[4], const unsigned a[4], const unsigned b[2]) 
     cuda_host_mma(CUDA_HOST_BFLOAT16, sums, a, b);
 }
 
-static inline void fragment_rows(unsigned out[4], const void *row) {
+typedef const char *shared_place;
+
+static inline shared_place shared_place_of(const void *p) {
+    return (shared_place)p;
+}
+
+static inline void fragment_rows(unsigned out[4], shared_place row) {
     cuda_host_fragments(out, row, false);
 }
 
-static inline void fragment_columns(unsigned out[4], const void *row) {
+static inline void fragment_columns(unsigned out[4], shared_place row) {
     cuda_host_fragments(out, row, true);
 }
 
