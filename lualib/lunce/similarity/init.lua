@@ -141,7 +141,8 @@ function M.tile_memory(bytes) return tiles.memory(bytes) end
 --- The dtype of the tiles of float32 matrices on CUDA devices, for lse and sum and their gradients,
 --- after setting it where one is given: "float32" (unless set), "tf32", "bfloat16" or "float16".
 --- Rows and the gradients' weights are rounded to it; sums, links, results and entries (`at`) stay
---- in float32. A gradient is made in the dtype of its forward pass. float16 is as precise as TF32,
+--- in float32; links of halves take their functions from the device's special units (errors below
+--- 1e-5). A gradient is made in the dtype of its forward pass. float16 is as precise as TF32,
 --- but only for cosines: dot products, which may leave its range, take TF32 in its place.
 --- topk and tail tell rows apart that a half does not: with either half they take cosines from rows
 --- in two float16 parts, nearly as precise as float32; else, and of dot products, from float32.
