@@ -118,6 +118,7 @@ it("errors of all functions are clear, whatever stands in whatever place", funct
     for words, value in pairs(tables()) do each(words, value) end
     restore()
   end
+  assert(calls > 50000, calls .. " calls alone")
   table.sort(faults)
   assert(#faults == 0, ("%d of %d calls:\n"):format(#faults, calls)
     .. table.concat(faults, "\n", 1, math.min(#faults, 20)))
@@ -188,7 +189,7 @@ local REFUSED = {
     { function() optim.clip_grad_norm(nn.Linear(2, 2), 1) end, "a Linear", "m:parameters()" },
     { function() optim.clip_grad_value({ x = parameter() }, 1) end, "a table", "a list is taken" },
     { function() optim.clip_grad_value({ 1 }, 1) end, "parameter 1 is 1" },
-    { function() lunce.augment.chain(lunce.augment.grayscale()) end, "a augmentation step" },
+    { function() lunce.augment.chain(lunce.augment.grayscale()) end, "an augmentation step" },
     { function() lunce.loss.check(lunce.loss.nt_xent, nil, matrix()) end, "input 1 is nil" },
   },
   ["positions"] = {
@@ -203,7 +204,7 @@ local REFUSED = {
     { function() evt.round() end, "evt.round", "nil" },
     { function() evt.tail_size(-1) end, "evt.tail_size", "-1" },
     { function() evt.burnt "x" end, "evt.burnt", '"x"' },
-    { function() evt.judge(matrix()) end, "evt.judge: argument 2 is false" },
+    { function() evt.judge(matrix()) end, "evt.judge: argument 2 is nil" },
     { function() evt.quantile(3, 0.5) end, "evt.quantile: argument 1 is 3" },
     { function() evt.quantile(matrix(), 0.5) end, "evt.quantile", "(2,3)" },
     { function() evt.quantile(lunce.zeros(0), 0.5) end, "evt.quantile", "(0)" },
@@ -272,6 +273,9 @@ local REFUSED = {
     { function() lunce.data.image("none.png", { channels = 1.5 }) end, "channels is 1.5" },
     { function() lunce.io.with_opened(here .. "hostile_test.lua", "x") end, "argument 3 is nil" },
     { function() lunce.io.bytes(nil, 0, 1) end, "io.bytes: argument 1 is nil" },
+    { function()
+      lunce.io.with_opened(here .. "hostile_test.lua", "x", function(f) lunce.io.bytes(f) end)
+    end, "io.bytes: the offset is nil" },
     { function() lunce.plot.lines(3, { { y = { 1 } } }) end, "plot: 3" },
     { function() lunce.plot.lines("a.svg", { { y = 3 } }) end, "series 1's y is 3" },
     { function() lunce.plot.lines("a.svg", { { y = { "x" } } }) end, '"x" at 1' },

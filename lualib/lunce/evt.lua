@@ -11,7 +11,7 @@ local tensor = require "lunce.tensor"
 
 local M = {}
 
-local need, need_number = tensor.need, tensor.need_number
+local need, need_count, need_number = tensor.need, tensor.need_count, tensor.need_number
 local running = tensor.state
 
 local LEAST_SHORTFALL = 1e-6
@@ -24,13 +24,6 @@ local function need_value(x, what, name)
     raise("%s: %s is %s; a number or a tensor is taken", what, name, describe(x))
   end
   return x
-end
-
-local function need_count(n, what, name)
-  if type(n) ~= "number" or n % 1 ~= 0 or n < 0 then
-    raise("%s: %s is %s; a whole number of at least 0 is taken", what, name, describe(n))
-  end
-  return n
 end
 
 -- Refuses bounds that no value lies between.
@@ -89,9 +82,10 @@ end
 ---@param k integer
 ---@return table fit as M.fit gives it
 function M.judge(slope_w, sse_w, slope_g, sse_g, k)
-  for i, x in ipairs { slope_w or false, sse_w or false, slope_g or false, sse_g or false } do
-    need(x, "evt.judge", i)
-  end
+  need(slope_w, "evt.judge", 1)
+  need(sse_w, "evt.judge", 2)
+  need(slope_g, "evt.judge", 3)
+  need(sse_g, "evt.judge", 4)
   local burnt, device = M.burnt(k), slope_w.device
   local n = k - burnt
   if n < 2 then return no_fit(slope_w.shape[1], k, n, device) end

@@ -55,8 +55,18 @@ function M.describe(value)
   end
   if kind == "number" or kind == "nil" or kind == "boolean" then return tostring(value) end
   local metatable = getmetatable(value)
-  if type(metatable) == "table" and metatable.__name then return "a " .. metatable.__name end
-  return "a " .. kind
+  local name = type(metatable) == "table" and metatable.__name or kind
+  return (name:find "^[AEIOUaeiou]" and "an " or "a ") .. name
+end
+
+--- A list likewise, holes too: `(2,nil,a tensor)`; what is no list as `describe` has it.
+---@param value any
+---@return string
+function M.describe_list(value)
+  if type(value) ~= "table" or getmetatable(value) then return M.describe(value) end
+  local words = {}
+  for i = 1, table.maxn(value) do words[i] = M.describe(value[i]) end
+  return "(" .. table.concat(words, ",") .. ")"
 end
 
 return M

@@ -185,6 +185,13 @@ function M.need_integer(value, what, name)
   return value
 end
 
+function M.need_count(value, what, name)
+  if type(value) ~= "number" or value % 1 ~= 0 or value < 0 then
+    raise("%s: %s is %s; a whole number of at least 0 is taken", what, name, describe(value))
+  end
+  return value
+end
+
 function M.need_number(value, what, name)
   if type(value) ~= "number" then
     raise("%s: %s is %s; a number is taken", what, name, describe(value))

@@ -115,7 +115,8 @@ static __device__ real value(const epilogue &a, const warp_tile &c, const link_p
     return (crossed ? c.crossed : c.straight) >> bit & 1 ? v : NOTHING;
 }
 
-/* Which entries of the lane are used: all, or what the masks say. */
+/* Which entries of the lane are used: all, or what the masks say, of which little but whether they
+ * touch the tile stays in registers: the rest is read again. */
 static __device__ void admit(const epilogue &a, warp_tile *c, place other, bool mixed) {
     mask_place own[OWN], lanes;
     c->straight = c->crossed = 0xffffffffu;

@@ -1,5 +1,6 @@
 /* Writing the source of link kernels: a statement for each step that is needed, a test for each
- * mask, and the text of epilogue.h. Holds no kernels. */
+ * mask, the structures of what these read, and the texts of epilogue.h and, where a kernel is
+ * fused, of the files that go with fused_epilogue.h. Holds no kernels. */
 #include "source.h"
 
 #include <stdarg.h>
@@ -179,21 +180,23 @@ enum { READ_ALL, READ_ROW, READ_COLUMN, READ_MASK_ROW, READ_MASK_COLUMN, RECORDS
 static const char *const RECORD_NAMES[] = {"link_all", "link_row", "link_column", "mask_row",
                                            "mask_column"};
 
+static int reader_of(int parameter) {
+    if (parameter == LN_PARAMETER_SCALAR) return READ_ALL;
+    return parameter == LN_PARAMETER_ROW ? READ_ROW : READ_COLUMN;
+}
+
 static void find_parameters(record *records, epilogue *a, const link_steps *l, const bool *needed) {
     bool found[SOURCE_PARAMETERS] = {};
     for (int i = 0; i < l->n_steps; i++) {
-        const ln_link_step &s = l->steps[i];
-        if (!needed[i] || s.op != LN_LINK_PARAMETER || found[s.a]) continue;
-        int kind = l->parameters[s.a].kind;
-        found[s.a] = true;
-        a->parameters[s.a] = l->parameters[s.a].values;
-        record_add(&records[kind == LN_PARAMETER_ROW      ? READ_ROW
-                            : kind == LN_PARAMETER_COLUMN ? READ_COLUMN
-                                                          : READ_ALL],
-                   "real", s.a,
-                   kind == LN_PARAMETER_SCALAR ? "((const real *)a.parameters[%d])[0]"
-                                               : "((const real *)a.parameters[%d])[at]",
-                   s.a);
+        int p = l->steps[i].a;
+        if (!needed[i] || l->steps[i].op != LN_LINK_PARAMETER || found[p]) continue;
+        int reader = reader_of(l->parameters[p].kind);
+        found[p] = true;
+        a->parameters[p] = l->parameters[p].values;
+        record_add(&records[reader], "real", p,
+                   reader == READ_ALL ? "((const real *)a.parameters[%d])[0]"
+                                      : "((const real *)a.parameters[%d])[at]",
+                   p);
     }
 }
 
@@ -212,10 +215,8 @@ static void find_masks(record *records, epilogue *a, const ln_reduction *r) {
 
 /* ---- The link and the masks ---- */
 
-static const char *parameter_of(int kind) {
-    if (kind == LN_PARAMETER_SCALAR) return "all";
-    return kind == LN_PARAMETER_ROW ? "row" : "column";
-}
+/* The arguments of link() that have what is read. */
+static const char *const READ_NAMES[] = {"all", "row", "column"};
 
 /* `numbers` counts what the arguments have already. */
 static void write_leaf(writer *w, epilogue *a, const link_steps *l, const ln_link_step &s,
@@ -227,7 +228,7 @@ static void write_leaf(writer *w, epilogue *a, const link_steps *l, const ln_lin
         else a->numbers.narrow[*numbers] = (float)s.number;
         write(w, "a.numbers.%s[%d]", wide ? "wide" : "narrow", (*numbers)++);
     } else {
-        write(w, "%s.x%d", parameter_of(l->parameters[s.a].kind), s.a);
+        write(w, "%s.x%d", READ_NAMES[reader_of(l->parameters[s.a].kind)], s.a);
     }
 }
 

@@ -4,46 +4,24 @@
  * powers are below some 40: little beside what halves leave of a similarity; and nothing branches,
  * since a tile has each of them 16 times. */
 
+/* A unit's instruction, and what it computes. */
 #ifdef __CUDACC__
-/* 2^x; numbers below 2^-126 are 0. */
-static __device__ float unit_exp2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-static __device__ float unit_log2(float x) {
-    float y;
-    asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-/* 0 of numbers above 2^126. */
-static __device__ float unit_reciprocal(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-static __device__ float special_sqrt(float x) {
-    float y;
-    asm("sqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
+#define UNIT(name, instruction, computed)                                                          \
+    static __device__ float name(float x) {                                                        \
+        float y;                                                                                   \
+        asm(instruction ".f32 %0, %1;" : "=f"(y) : "f"(x));                                        \
+        return y;                                                                                  \
+    }
 #else
-static float unit_exp2(float x) {
-    return exp2f(x);
-}
-static float unit_log2(float x) {
-    return log2f(x);
-}
-static float unit_reciprocal(float x) {
-    return 1 / x;
-}
-static float special_sqrt(float x) {
-    return sqrtf(x);
-}
+#define UNIT(name, instruction, computed)                                                          \
+    static float name(float x) {                                                                   \
+        return computed;                                                                           \
+    }
 #endif
+UNIT(unit_exp2, "ex2.approx.ftz", exp2f(x)) /* results below 2^-126 are 0 */
+UNIT(unit_log2, "lg2.approx", log2f(x))
+UNIT(unit_reciprocal, "rcp.approx.ftz", 1 / x) /* 0 of numbers above 2^126 */
+UNIT(special_sqrt, "sqrt.approx", sqrtf(x))
 
 static __device__ float special_fabs(float x) {
     return fabsf(x);

@@ -137,12 +137,10 @@ local defaults = { batch = false, views = 1, seed = 0, threads = 1, queue = 0, a
 local flags = { drop_last = true, on_device = true }
 
 local function struct_of(set, on_device, device)
-  for _, name in ipairs { "batch", "views", "seed", "threads", "queue", "rank", "world" } do
+  for _, name in ipairs { "batch", "views", "seed", "threads", "rank", "world" } do
     tensor.need_integer(set[name], "data.loader", name)
   end
-  if set.queue < 0 then
-    raise("data.loader: queue is %d; a whole number of at least 0 is taken", set.queue)
-  end
+  tensor.need_count(set.queue, "data.loader", "queue")
   return ffi.new("ln_loader_options", { seed = set.seed, batch = set.batch, views = set.views,
     threads = set.threads, queue = set.queue > 0 and set.queue or math.max(2, 2 * set.threads),
     on_device = on_device, shuffle = set.shuffle, drop_last = set.drop_last, rank = set.rank - 1,

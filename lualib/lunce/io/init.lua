@@ -4,9 +4,10 @@
 local ffi = require "ffi"
 local lib = require "lunce.ffi"
 local option = require "lunce.options"
-local need_function = require("lunce.tensor").need_function
+local tensor = require "lunce.tensor"
 
 local C, raise, check = lib.C, lib.raise, lib.check
+local need_count, need_function = tensor.need_count, tensor.need_function
 
 local M = {}
 
@@ -61,11 +62,8 @@ function M.bytes(file, offset, n)
   if type(file) ~= "cdata" or not ffi.istype("ln_file *", file) or file == nil then
     raise("io.bytes: argument 1 is %s; a file of with_opened is taken", option.describe(file))
   end
-  for name, x in pairs { ["the offset"] = offset or false, ["the count"] = n or false } do
-    if type(x) ~= "number" or x % 1 ~= 0 or x < 0 then
-      raise("io.bytes: %s is %s; a whole number of at least 0 is taken", name, option.describe(x))
-    end
-  end
+  need_count(offset, "io.bytes", "the offset")
+  need_count(n, "io.bytes", "the count")
   local text = copy(file, offset, n)
   if n > LARGE then collectgarbage() end -- the buffer goes before more is made of its copy
   return text

@@ -214,14 +214,6 @@ function M.batch_norm(x, running_mean, running_var, weight, bias, given)
   return y
 end
 
--- What was given as a shape, in words.
-local function extents_text(list)
-  if type(list) ~= "table" or getmetatable(list) then return option.describe(list) end
-  local words = {}
-  for i = 1, table.maxn(list) do words[i] = option.describe(list[i]) end
-  return "(" .. table.concat(words, ",") .. ")"
-end
-
 local layer_norm_rule = rule("layer_norm", function(node, dy)
   call(C.ln_layer_norm_backward, out(), node[2] and out2() or nil, node[3] and out3() or nil, dy.h,
     node.x.h, node.y and node.y.h, node.private[1].h, node.private[2].h, node.ndim)
@@ -241,7 +233,7 @@ function M.layer_norm(x, shape, weight, bias, given)
   local fits = type(list) == "table" and not getmetatable(list) and #list >= 1 and #list <= #of_x
   for i = 1, fits and #list or 0 do fits = fits and list[i] == of_x[#of_x - #list + i] end
   if not fits then
-    raise("layer_norm: shape %s is not the end of the input's, (%s)", extents_text(list),
+    raise("layer_norm: shape %s is not the end of the input's, (%s)", option.describe_list(list),
       table.concat(of_x, ","))
   end
   check_eps(set.eps, "layer_norm")

@@ -5,7 +5,8 @@ local lib = require "lunce.ffi"
 local tensor = require "lunce.tensor"
 local autograd = require "lunce.autograd"
 local create = require "lunce.ops.create"
-local describe = require("lunce.options").describe
+local option = require "lunce.options"
+local describe, describe_list = option.describe, option.describe_list
 
 local C, raise, call = lib.C, lib.raise, lib.call
 local out, take, need, extents = tensor.out, tensor.take, tensor.need, tensor.extents
@@ -132,10 +133,8 @@ local function refuse_size(from, shape)
   if type(shape) ~= "table" or getmetatable(shape) then
     raise("sum_to_size: the shape is %s; a list of extents is taken", describe(shape))
   end
-  local words = {}
-  for i = 1, table.maxn(shape) do words[i] = describe(shape[i]) end
-  raise("sum_to_size: a tensor (%s) was not broadcast from (%s)", table.concat(from, ","),
-    table.concat(words, ","))
+  raise("sum_to_size: a tensor (%s) was not broadcast from %s", table.concat(from, ","),
+    describe_list(shape))
 end
 
 --- x summed over the dimensions along which it was broadcast from `shape`.
