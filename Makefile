@@ -104,7 +104,7 @@ KERNEL_TEXTS = $(patsubst %,$(BUILD)/include/cuda/%.text,epilogue mma special fu
 $(KERNEL_TEXTS): $(BUILD)/include/cuda/%.text: runtime/cuda/%.h Makefile
 	@mkdir -p $(@D)
 	sed 's/[\\"]/\\&/g; s/.*/"&\\n"/' $< >$@
-$(BUILD)/runtime/cuda/source.o $(BUILD)/tests/runtime/cuda/source.o: $(KERNEL_TEXTS)
+$(BUILD)/runtime/cuda/source.o: $(KERNEL_TEXTS)
 
 $(BUILD)/%.o: %.cu Makefile
 	@mkdir -p $(@D)
@@ -118,57 +118,59 @@ $(BUILD)/liblunce_cuda.so: $(CUDA_OBJS) $(BUILD)/liblunce.so
 # The same sources for the host: kernels as fibres, products by the CPU backend; see
 # tests/cuda-host/. Its tests need no GPU.
 CXX ?= g++
-HOST_OBJS := $(patsubst %.cu,$(BUILD)/tests/%.o,\
+SHIM ?= $(BUILD)/tests
+HOST_OBJS := $(patsubst %.cu,$(SHIM)/%.o,\
   $(filter-out %/products.cu %/compile.cu,$(wildcard runtime/cuda/*.cu))) \
-  $(patsubst tests/cuda-host/%.cc,$(BUILD)/tests/cuda-host/%.o,\
+  $(patsubst tests/cuda-host/%.cc,$(SHIM)/cuda-host/%.o,\
   $(filter-out %/check.cc %/nvrtc.cc %/cudnn.cc %/cudnn_check.cc,\
   $(wildcard tests/cuda-host/*.cc)))
+$(SHIM)/runtime/cuda/source.o: $(KERNEL_TEXTS)
 WARN_HOST = $(filter-out -Wmissing-prototypes,$(WARN))
 HOST_PARTS = -DLN_PART_ROWS=16 -DLN_PART_COLUMNS=32
+HOST_LIMITS = -DLN_MOST_BLOCKS=3 -DLN_SCRATCH_BYTES=40000 -DLN_TILE_EXTENT=72 \
+  -DLN_FUSED_EXTENT=200 -DLN_LIST_BYTES=4096 -DLN_FUSED_BLOCKS=2 -DLN_FUSED_PARTS=2600 $(HOST_PARTS)
 CXXFLAGS_HOST = -std=c++17 -O2 -g -fPIC -fvisibility=hidden -ffp-contract=off \
-  -DLN_MOST_BLOCKS=3 -DLN_SCRATCH_BYTES=40000 -DLN_TILE_EXTENT=72 -DLN_FUSED_EXTENT=200 \
-  -DLN_LIST_BYTES=4096 -DLN_FUSED_BLOCKS=2 -DLN_FUSED_PARTS=2600 $(HOST_PARTS) \
-  $(WARN_HOST) -Itests/cuda-host -Iruntime -Iruntime/cuda \
+  $(HOST_LIMITS) $(WARN_HOST) -Itests/cuda-host -Iruntime -Iruntime/cuda \
   -I$(BUILD)/include
-$(BUILD)/tests/cuda-host/compile.o: CXXFLAGS_HOST += \
+$(SHIM)/cuda-host/compile.o: CXXFLAGS_HOST += \
   -DCUDA_HOST_CXX='"$(CXX) $(HOST_PARTS) -I$(CURDIR)/tests/cuda-host"'
 
-$(BUILD)/tests/%.o: %.cu Makefile
+$(SHIM)/%.o: %.cu Makefile
 	@mkdir -p $(@D)
 	$(CXX) $(CXXFLAGS_HOST) -MMD -MP -x c++ -c -o $@ $<
 
-$(BUILD)/tests/cuda-host/%.o: tests/cuda-host/%.cc Makefile
+$(SHIM)/cuda-host/%.o: tests/cuda-host/%.cc Makefile
 	@mkdir -p $(@D)
 	$(CXX) $(CXXFLAGS_HOST) -MMD -MP -c -o $@ $<
 
-$(BUILD)/tests/liblunce_cuda.so: $(HOST_OBJS) $(BUILD)/liblunce.so
+$(SHIM)/liblunce_cuda.so: $(HOST_OBJS) $(BUILD)/liblunce.so
 	$(CXX) -shared $(LDFLAGS) -Wl,-z,defs,-z,nodelete $(RPATH)'$$ORIGIN:$$ORIGIN/..' -o $@ \
 	  $(HOST_OBJS) -L$(BUILD) -llunce -ldl -lpthread
 
 # What the shim finds as cuDNN.
-$(BUILD)/tests/libcudnn.so.9: $(BUILD)/tests/cuda-host/cudnn.o $(BUILD)/tests/liblunce_cuda.so
+$(SHIM)/libcudnn.so.9: $(SHIM)/cuda-host/cudnn.o $(SHIM)/liblunce_cuda.so
 	$(CXX) -shared $(LDFLAGS) -Wl,-z,defs $(RPATH)'$$ORIGIN:$$ORIGIN/..' -o $@ $< \
-	  -L$(BUILD)/tests -llunce_cuda -L$(BUILD) -llunce
+	  -L$(SHIM) -llunce_cuda -L$(BUILD) -llunce
 
-$(BUILD)/tests/cuda-host/cudnn_check.o: CXXFLAGS_HOST = -std=c++17 $(WARN_HOST) -Iruntime/cuda \
+$(SHIM)/cuda-host/cudnn_check.o: CXXFLAGS_HOST = -std=c++17 $(WARN_HOST) -Iruntime/cuda \
   $(if $(NVCC),-I$(CUDA_HOME)/include)
 
-$(BUILD)/tests/cuda-host-check: $(patsubst %,$(BUILD)/tests/cuda-host/%.o,\
+$(SHIM)/cuda-host-check: $(patsubst %,$(SHIM)/cuda-host/%.o,\
   check threads memory streams graphs)
 	$(CXX) $(LDFLAGS) -o $@ $^ -lpthread
 
 # Compiles for devices what the host runs; needs no GPU, but NVRTC.
-$(BUILD)/tests/nvrtc: tests/cuda-host/nvrtc.cc Makefile
+$(SHIM)/nvrtc: tests/cuda-host/nvrtc.cc Makefile
 	@mkdir -p $(@D)
 	$(CXX) -std=c++17 -O1 $(WARN_HOST) -I$(CUDA_HOME)/include -o $@ $< -L$(CUDA_HOME)/lib64 -lnvrtc \
 	  -Wl,-rpath,$(CUDA_HOME)/lib64
 
-cuda-host: $(BUILD)/tests/liblunce_cuda.so $(BUILD)/tests/cuda-host-check \
-  $(BUILD)/tests/libcudnn.so.9 $(BUILD)/tests/cuda-host/cudnn_check.o \
-  $(if $(NVCC),$(BUILD)/tests/nvrtc)
+cuda-host: $(SHIM)/liblunce_cuda.so $(SHIM)/cuda-host-check \
+  $(SHIM)/libcudnn.so.9 $(SHIM)/cuda-host/cudnn_check.o \
+  $(if $(NVCC),$(SHIM)/nvrtc)
 
 -include $(LIBRARY_OBJS:.o=.d) $(PROGRAM_OBJS:.o=.d) $(CUDA_OBJS:.o=.d) $(HOST_OBJS:.o=.d) \
-  $(wildcard $(BUILD)/tests/cuda-host/*.d)
+  $(wildcard $(SHIM)/cuda-host/*.d)
 
 # The set-up may bring what the variables above ask for, so make starts anew after it.
 demo: deps ## set up, build, then train on the shipped digits (DEVICE=cuda: on a GPU)
@@ -221,6 +223,13 @@ tsan: ## run the loader's tests under ThreadSanitizer
 bench: all ## measure, beside PyTorch where it is installed (DEVICE=cuda: on a GPU)
 	DEVICE=$(DEVICE) ./lunce tests/bench/run.lua
 
+# A matrix that the host could not go through: what is asked of the device is counted, not done.
+memory-cuda: all ## count a device's memory for a million rows, without a GPU
+	@$(MAKE) --no-print-directory SHIM=build/limits HOST_LIMITS= HOST_PARTS= \
+	  build/limits/liblunce_cuda.so
+	LUNCE_CUDA=build/limits/liblunce_cuda.so LUNCE_CUDA_HOST_DRY=1 \
+	  LUNCE_CUDA_HOST_BYTES=8000000000 ./lunce tests/bench/scale.lua --device=cuda --counted
+
 stress: all ## run the memory campaigns in full, and under valgrind
 	./lunce tests/stress/run.lua
 
@@ -241,4 +250,4 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: all library program cuda-host demo test deps check format asan-build asan sanitize-cuda \
-  fuzz tsan bench stress install dist clean help
+  fuzz tsan bench memory-cuda stress install dist clean help

@@ -47,6 +47,7 @@ struct ln_tensor {
     int dtype, ndim;
     int64_t numel;
     int64_t shape[LN_MAX_DIMS], stride[LN_MAX_DIMS]; /* strides in elements, >= 0 */
+    ln_tensor *second; /* NULL, or of joined rows those that are not at data: see joined.c */
 };
 
 /* The handle that comes with a storage needs no memory of its own: it is `whole`. */
@@ -122,7 +123,11 @@ void ln_out_fail(ln_tensor **out, const ln_tensor *given);
 /* A new row-major tensor, contents undefined. */
 ln_status ln_tensor_new(ln_tensor **out, int dtype, int device, ln_memory_kind kind, int ndim,
                         const int64_t *shape, const char *what);
-/* NULL, freed or foreign-device inputs fail here: checks n tensors, all on one device. */
+/* Another handle, as `view` says, of the same storage. */
+ln_status ln_view_new(ln_tensor **out, const ln_tensor *view);
+/* Of joined rows those at data, of others all: a stack copy. */
+ln_tensor ln_first_rows(const ln_tensor *t);
+/* NULL, freed, foreign-device and joined inputs fail here: checks n tensors, all on one device. */
 ln_status ln_check_handles(const char *what, int n, const ln_tensor *const *inputs);
 /* The same, and settles them: their elements may be read and written. */
 ln_status ln_check_inputs(const char *what, int n, const ln_tensor *const *inputs);

@@ -139,6 +139,10 @@ ln_status ln_empty_like(ln_tensor **out, const ln_tensor *x); /* in x's memory f
 /* Gives back a handle. NULL is allowed. Cannot fail. The storage goes with its last handle. */
 void ln_tensor_release(ln_tensor *t);
 ln_status ln_tensor_alias(ln_tensor **out, const ln_tensor *t); /* of the same elements */
+/* The rows of first (N,D) and after them those of second (M,D), both contiguous and on one CUDA
+ * device, as a matrix (N+M,D) that keeps both and copies neither. The similarity operators alone
+ * take it, as q where k is NULL. Its version changes with either's. */
+ln_status ln_tensor_join(ln_tensor **out, const ln_tensor *first, const ln_tensor *second);
 ln_status ln_tensor_describe(ln_tensor_info *out, const ln_tensor *t);
 uint32_t ln_tensor_version(const ln_tensor *t); /* 0 for NULL */
 /* Host values in row-major order: n must be the number of elements. int64 values beyond 2^53 are

@@ -88,9 +88,8 @@ fail:
 }
 
 static ln_status check_columns(const ln_tensor *columns, const ln_tensor *q, const ln_tensor *k) {
-    const ln_tensor *inputs[] = {q, columns};
     ln_status status = ln_similarity_check(q, k);
-    if (status == LN_OK) status = ln_check_inputs("similarity", 2, inputs);
+    if (status == LN_OK) status = ln_check_beside(q, columns);
     if (status != LN_OK) return status;
     if (columns->ndim != 2 || columns->shape[0] != q->shape[0] || columns->dtype != LN_INT64 ||
         !ln_is_contiguous(columns))
@@ -131,10 +130,9 @@ ln_status ln_similarity_at_backward(ln_tensor **dq, ln_tensor **dk, const ln_ten
                                     const ln_tensor *q, const ln_tensor *k, bool cosine,
                                     const ln_tensor *columns) {
     ln_tensor *to_q = NULL, *to_k = NULL;
-    const ln_tensor *inputs[] = {q, dy};
     ln_status status;
     LN_TRY(check_columns(columns, q, k));
-    LN_TRY(ln_check_inputs("similarity", 2, inputs));
+    LN_TRY(ln_check_beside(q, dy));
     if (!ln_same_shape(dy, columns) || dy->dtype != q->dtype || !ln_is_contiguous(dy) ||
         (k == NULL && dk != NULL))
         LN_TRY(ln_fail(LN_BAD_ARGUMENT, "similarity: the gradient of entries %s is %s",

@@ -20,7 +20,15 @@
 
 ln_status ln_similarity_check(const ln_tensor *q, const ln_tensor *k) {
     const ln_tensor *inputs[] = {q, k};
-    ln_status status = ln_check_inputs("similarity", k != NULL ? 2 : 1, inputs);
+    ln_tensor first;
+    if (q != NULL && q->second != NULL) {
+        if (k != NULL)
+            return ln_fail(LN_BAD_ARGUMENT, "similarity: joined rows are taken where k is NULL");
+        first = ln_first_rows(q);
+        inputs[0] = &first;
+        inputs[1] = q->second;
+    }
+    ln_status status = ln_check_inputs("similarity", inputs[1] != NULL ? 2 : 1, inputs);
     if (status != LN_OK) return status;
     if (q->ndim != 2 || (q->dtype != LN_FLOAT32 && q->dtype != LN_FLOAT64))
         return ln_fail(LN_BAD_ARGUMENT, "similarity: q is %s; (N,d) float32 or float64 is taken",
@@ -33,11 +41,16 @@ ln_status ln_similarity_check(const ln_tensor *q, const ln_tensor *k) {
     return LN_OK;
 }
 
+ln_status ln_check_beside(const ln_tensor *q, const ln_tensor *x) {
+    const ln_tensor rows = ln_first_rows(q), *inputs[] = {&rows, x};
+    return ln_check_inputs("similarity", 2, inputs);
+}
+
 static ln_status check_parameter(const ln_parameter *p, int number, const ln_tensor *q, int64_t m) {
     static const char *const kinds[] = {"a scalar", "for each row", "for each column"};
     if (p->kind < LN_PARAMETER_SCALAR || p->kind > LN_PARAMETER_COLUMN)
         return ln_fail(LN_BAD_ARGUMENT, "link: parameter %d has no kind %d", number + 1, p->kind);
-    const ln_tensor *inputs[] = {q, p->value};
+    const ln_tensor rows = ln_first_rows(q), *inputs[] = {&rows, p->value};
     ln_status status = ln_check_inputs("link", 2, inputs);
     if (status != LN_OK) return status;
     int64_t wanted = p->kind == LN_PARAMETER_SCALAR ? 1
@@ -258,8 +271,7 @@ static void release_all(ln_tensor *const *t, int n) {
 
 ln_status ln_tiles_check(const ln_tiles *tiles, const ln_tensor *q) {
     if (tiles == NULL) return LN_OK;
-    const ln_tensor *inputs[] = {q, tiles->values};
-    ln_status status = ln_check_inputs("similarity", 2, inputs);
+    ln_status status = ln_check_beside(q, tiles->values);
     if (status == LN_OK && (tiles->values->dtype != q->dtype || !ln_is_contiguous(tiles->values)))
         return ln_fail(LN_BAD_ARGUMENT, "similarity: tiles are %s; contiguous %s are taken",
                        ln_text(tiles->values), ln_text_dtype(q->dtype));
@@ -325,7 +337,7 @@ static ln_status check_cotangents(const ln_tensor *const *dy, const ln_tensor *c
                                   const ln_reduction *r) {
     for (int i = 0; i < n; i++) {
         int64_t anchors = r[i].by_column && k != NULL ? k->shape[0] : q->shape[0];
-        const ln_tensor *pair[] = {q, y[i], dy[i]};
+        const ln_tensor rows = ln_first_rows(q), *pair[] = {&rows, y[i], dy[i]};
         ln_status status = ln_check_inputs("similarity", 3, pair);
         if (status != LN_OK) return status;
         for (int j = 1; j < 3; j++)

@@ -3,9 +3,11 @@
 #define LN_SIMILARITY_H
 #include "backend.h"
 
-/* q (N,d) and k (M,d) or NULL: float32 or float64, contiguous, alike. */
+/* q (N,d) and k (M,d) or NULL: float32 or float64, contiguous, alike; q joined where k is NULL. */
 ln_status ln_similarity_check(const ln_tensor *q, const ln_tensor *k);
 ln_status ln_tile_dtype_check(int tile_dtype);
+/* x, which is read beside q, checked before: on q's device. */
+ln_status ln_check_beside(const ln_tensor *q, const ln_tensor *x);
 /* Kept tiles of a matrix of q, or NULL. */
 ln_status ln_tiles_check(const ln_tiles *tiles, const ln_tensor *q);
 /* Masks of an n x m matrix. */

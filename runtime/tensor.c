@@ -141,6 +141,7 @@ ln_status ln_tensor_new(ln_tensor **out, int dtype, int device, ln_memory_kind k
     t->dtype = dtype;
     t->ndim = ndim;
     t->numel = numel;
+    t->second = NULL;
     memcpy(t->shape, shape, (size_t)ndim * sizeof *shape);
     set_row_major(t);
     atomic_fetch_add_explicit(&handles, 1, memory_order_relaxed);
@@ -183,9 +184,11 @@ ln_status ln_empty_like(ln_tensor **out, const ln_tensor *x) {
 void ln_tensor_release(ln_tensor *t) {
     if (t == NULL) return;
     ln_storage *storage = t->storage;
+    ln_tensor *second = t->second;
     atomic_fetch_sub_explicit(&handles, 1, memory_order_relaxed);
     if (t != &storage->whole) free(t);
     ln_storage_release(storage);
+    ln_tensor_release(second);
 }
 
 ln_status ln_out(ln_tensor **out, int dtype, int device, int ndim, const int64_t *shape,
@@ -224,6 +227,11 @@ ln_status ln_check_handles(const char *what, int n, const ln_tensor *const *inpu
     for (int i = 0; i < n; i++)
         if (inputs[i] == NULL)
             return ln_fail(LN_BAD_ARGUMENT, "%s: tensor %d was freed or is missing", what, i + 1);
+    for (int i = 0; i < n; i++)
+        if (inputs[i]->second != NULL)
+            return ln_fail(LN_BAD_ARGUMENT,
+                           "%s: tensor %d is of joined rows, which similarity operators alone take",
+                           what, i + 1);
     for (int i = 1; i < n; i++)
         if (ln_device(inputs[i]) != ln_device(inputs[0]))
             return ln_fail(LN_BAD_ARGUMENT, "%s: tensors 1 and %d are on different devices", what,
@@ -247,7 +255,7 @@ ln_status ln_check_inputs(const char *what, int n, const ln_tensor *const *input
 
 /* ---- Views ---- */
 
-static ln_status view_new(ln_tensor **out, const ln_tensor *view) {
+ln_status ln_view_new(ln_tensor **out, const ln_tensor *view) {
     ln_tensor *t = malloc(sizeof *t);
     if (t == NULL) return ln_fail(LN_OUT_OF_MEMORY, "view: out of memory for a handle");
     *t = *view;
@@ -265,7 +273,7 @@ static ln_status check_view(ln_tensor **out, const ln_tensor *t, const char *wha
 
 ln_status ln_tensor_alias(ln_tensor **out, const ln_tensor *t) {
     ln_status status = check_view(out, t, "alias");
-    return status != LN_OK ? status : view_new(out, t);
+    return status != LN_OK ? status : ln_view_new(out, t);
 }
 
 /* Copies shape to `result` with an extent of -1 replaced by what numel asks for. */
@@ -327,7 +335,7 @@ static ln_status reshape(ln_tensor **out, const ln_tensor *t, int ndim, const in
     status = infer_shape(v.shape, t, ndim, shape, what);
     if (status != LN_OK) return status;
     v.ndim = ndim;
-    if (view_strides(&v, t)) return view_new(out, &v);
+    if (view_strides(&v, t)) return ln_view_new(out, &v);
     if (!may_copy)
         return ln_fail(LN_BAD_ARGUMENT, "%s: %s cannot be seen as %s without a copy; use reshape",
                        what, ln_text(t), ln_text_shape(ndim, v.shape));
@@ -370,7 +378,7 @@ ln_status ln_permute(ln_tensor **out, const ln_tensor *t, int ndim, const int *d
     if (!valid)
         return ln_fail(LN_BAD_ARGUMENT, "permute: %s takes each of its %d dimensions once",
                        ln_text(t), t->ndim);
-    return view_new(out, &v);
+    return ln_view_new(out, &v);
 }
 
 ln_status ln_slice(ln_tensor **out, const ln_tensor *t, int dim, int64_t start, int64_t count,
@@ -392,7 +400,7 @@ ln_status ln_slice(ln_tensor **out, const ln_tensor *t, int dim, int64_t start, 
     v.shape[dim] = count;
     v.stride[dim] *= step;
     v.numel = count_elements(v.ndim, v.shape);
-    return view_new(out, &v);
+    return ln_view_new(out, &v);
 }
 
 ln_status ln_select(ln_tensor **out, const ln_tensor *t, int dim, int64_t position) {
@@ -412,7 +420,7 @@ ln_status ln_select(ln_tensor **out, const ln_tensor *t, int dim, int64_t positi
         v.stride[i] = t->stride[i + 1];
     }
     v.numel = count_elements(v.ndim, v.shape);
-    return view_new(out, &v);
+    return ln_view_new(out, &v);
 }
 
 ln_tensor ln_broadcast(const ln_tensor *t, int ndim, const int64_t *shape) {
@@ -450,7 +458,7 @@ ln_status ln_expand(ln_tensor **out, const ln_tensor *t, int ndim, const int64_t
         return ln_fail(LN_BAD_ARGUMENT, "expand: %s does not expand to %s", ln_text(t),
                        ln_text_shape(ndim, shape));
     ln_tensor v = ln_broadcast(t, ndim, full);
-    return view_new(out, &v);
+    return ln_view_new(out, &v);
 }
 
 ln_status ln_diagonal(ln_tensor **out, const ln_tensor *t, int64_t offset, int dim1, int dim2) {
@@ -479,7 +487,7 @@ ln_status ln_diagonal(ln_tensor **out, const ln_tensor *t, int64_t offset, int d
     v.stride[n] = t->stride[dim1] + t->stride[dim2];
     v.ndim = n + 1;
     v.numel = count_elements(v.ndim, v.shape);
-    return view_new(out, &v);
+    return ln_view_new(out, &v);
 }
 
 /* ---- Looking at a tensor ---- */
@@ -492,7 +500,7 @@ ln_status ln_tensor_describe(ln_tensor_info *out, const ln_tensor *t) {
         .ndim = t->ndim,
         .contiguous = ln_is_contiguous(t),
         .channels_last = ln_is_channels_last(t),
-        .version = atomic_load_explicit(&t->storage->version, memory_order_relaxed),
+        .version = ln_tensor_version(t),
         .holders = atomic_load_explicit(&t->storage->refs, memory_order_relaxed),
         .numel = t->numel,
         .storage = (int64_t)(intptr_t)t->storage,
@@ -503,7 +511,9 @@ ln_status ln_tensor_describe(ln_tensor_info *out, const ln_tensor *t) {
 }
 
 uint32_t ln_tensor_version(const ln_tensor *t) {
-    return t == NULL ? 0 : atomic_load_explicit(&t->storage->version, memory_order_relaxed);
+    if (t == NULL) return 0;
+    return atomic_load_explicit(&t->storage->version, memory_order_relaxed) +
+           ln_tensor_version(t->second);
 }
 
 /* Steps a cursor in row-major order: from the element at p and its positions, which start at 0, to

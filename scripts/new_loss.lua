@@ -21,7 +21,7 @@ local function hinged(z_i, z_j)
   local N = z_i:size(1)
   local first = lunce.arange(1, N, 1, { dtype = "int64" })
   local positives = lunce.cat({ first + N, first }, 1)
-  local S = similarity.cosine(lunce.cat({ z_i, z_j }, 1))
+  local S = similarity.cosine{ z_i, z_j }
   local negatives = S:without_self():without(positives)
   return (negatives:lse(hinge, 0.5, 0, 0.2) - S:at(positives) / 0.5):softplus():mean()
 end

@@ -18,8 +18,8 @@ local UNDER = os.getenv "LUNCE_TEST_UNDER" or ""
 -- Tests that on_device.lua can take to another device; whole networks are too slow for the host.
 local ON_DEVICE = { "cuda", "channels_last", "upload", "tensor", "ops", "autograd", "autocast",
   "random", "nn", "optim", "grad_scaler", "graph", "captured", "similarity", "tile_dtype",
-  "tile_rank", "tile_random", "mirror", "topk", "fused", "link", "family", "loss", "epilogue",
-  "augment", "eval", "demo", "download" }
+  "tile_rank", "tile_random", "mirror", "joined", "topk", "fused", "link", "family", "loss",
+  "epilogue", "augment", "eval", "demo", "download" }
 local ON_GPU = { "models" }
 
 local function quote(s) return "'" .. s:gsub("'", [['\'']]) .. "'" end

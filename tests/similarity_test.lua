@@ -373,7 +373,7 @@ describe("bad input:", function()
   local S = similarity.cosine(q, k)
 
   it("rows", function()
-    refused("similarity.cosine: rows are a tensor %(N,D%); got %(5%)", function()
+    refused("similarity.cosine: rows are a tensor %(N,D%), or a list of such; got %(5%)", function()
       similarity.cosine(rows)
     end)
     refused("got nil", function() similarity.dot(nil) end)

@@ -112,9 +112,12 @@ local function wrap(handle)
 end
 M.wrap = wrap
 
---- A tensor whose handle comes later, by settle; until then its use raises.
-function M.defer()
-  return setmetatable({ slot = 0, node = false, requires_grad = false, deferred = true }, Tensor)
+--- A tensor whose handle comes later, by settle; until then its use raises. With `make`, its first
+--- use calls that, and the tensor that it returns is this one from then on; it belongs to the scope
+--- in which it was deferred.
+function M.defer(make)
+  return setmetatable({ slot = 0, node = false, requires_grad = false, deferred = make or true,
+    birth = make and state.scope }, Tensor)
 end
 
 --- Makes a deferred tensor the owner of its handle.
@@ -280,8 +283,23 @@ end
 
 local fields = {}
 
+-- The handle of a deferred tensor from what its `make` gives, whatever is in the boxes.
+local function make_handle(t, make)
+  local first, second, third, fourth, inner = box[0], box2[0], box3[0], box4[0], state.scope
+  local made = make()
+  call(C.ln_tensor_alias, M.out(), made.h)
+  state.scope = rawget(t, "birth")
+  M.settle(t, box[0])
+  state.scope = inner
+  made:free()
+  box[0], box2[0], box3[0], box4[0] = first, second, third, fourth
+  return rawget(t, "h")
+end
+
 function fields.h(t)
-  if rawget(t, "deferred") then
+  local make = rawget(t, "deferred")
+  if make and make ~= true then return make_handle(t, make) end
+  if make then
     raise("the tensor is computed when similarity.together returns; use it after that")
   end
   raise("the tensor was freed (by lunce.scope or t:free()); return it from the scope or mark it"

@@ -6,7 +6,8 @@ static const char *const WHAT = "similarity";
 
 /* The entries, and what they are made of. */
 template <typename T> struct entries {
-    const T *q, *k, *q_scale, *k_scale; /* scales NULL: dot products */
+    row_list<T> q, k;
+    const T *q_scale, *k_scale; /* NULL: dot products */
     const int64_t *columns;
     int64_t n, chosen, d, m; /* entries, those of a row, features, rows of k */
 };
@@ -25,9 +26,9 @@ template <typename T> static __device__ T scale_at(const T *scale, int64_t row) 
 template <typename T> static __global__ void entries_kernel(T *s, entries<T> e) {
     for (int64_t i = grid_warp(); i < e.n; i += grid_warps()) {
         int64_t row = i / e.chosen, column = column_of(e, i);
+        const T *q = e.q.at(row), *k = e.k.at(column);
         double sum = 0;
-        for (int64_t t = threadIdx.x % WARP; t < e.d; t += WARP)
-            sum += (double)e.q[row * e.d + t] * (double)e.k[column * e.d + t];
+        for (int64_t t = threadIdx.x % WARP; t < e.d; t += WARP) sum += (double)q[t] * (double)k[t];
         sum = warp_sum(sum);
         if (threadIdx.x % WARP > 0) continue;
         s[i] = (T)(sum * (double)scale_at(e.q_scale, row) * (double)scale_at(e.k_scale, column));
@@ -48,10 +49,10 @@ static __global__ void rows_kernel(T *dq, entries<T> e, const T *dy, const T *s)
     int64_t rows = e.n / e.chosen;
     for (int64_t i = grid_thread(); i < rows * e.d; i += grid_threads()) {
         int64_t row = i / e.d, t = i % e.d;
-        T sum = dq[i];
+        T sum = dq[i], q = e.q.at(row)[t];
         for (int64_t j = row * e.chosen; j < (row + 1) * e.chosen; j++) {
             int64_t column = column_of(e, j);
-            sum += slope_at(dy[j], e.q[i], e.k[column * e.d + t], scale_at(e.q_scale, row),
+            sum += slope_at(dy[j], q, e.k.at(column)[t], scale_at(e.q_scale, row),
                             scale_at(e.k_scale, column), e.q_scale != NULL ? s[j] : 0);
         }
         dq[i] = sum;
@@ -64,9 +65,8 @@ static __global__ void columns_kernel(T *slopes, entries<T> e, const T *dy, cons
                                       int64_t first, int64_t count) {
     for (int64_t i = grid_thread(); i < count * e.d; i += grid_threads()) {
         int64_t j = first + i / e.d, t = i % e.d, row = j / e.chosen, column = column_of(e, j);
-        slopes[i] =
-            slope_at(dy[j], e.k[column * e.d + t], e.q[row * e.d + t], scale_at(e.k_scale, column),
-                     scale_at(e.q_scale, row), e.q_scale != NULL ? s[j] : 0);
+        slopes[i] = slope_at(dy[j], e.k.at(column)[t], e.q.at(row)[t], scale_at(e.k_scale, column),
+                             scale_at(e.q_scale, row), e.q_scale != NULL ? s[j] : 0);
     }
 }
 
@@ -74,8 +74,8 @@ static __global__ void columns_kernel(T *slopes, entries<T> e, const T *dy, cons
 
 template <typename T>
 static entries<T> entries_of(const side *q, const side *k, const ln_tensor *columns) {
-    return {(const T *)q->x->data,
-            (const T *)k->x->data,
+    return {row_list_of<T>(q->x),
+            row_list_of<T>(k->x),
             (const T *)q->scale,
             (const T *)k->scale,
             (const int64_t *)columns->data,
@@ -118,11 +118,12 @@ static ln_tensor piece_of(const ln_tensor *like, void *data, int dtype, int64_t 
     return t;
 }
 
-/* dk gets the entries' slopes by their columns, a piece that fits scratch at a time. */
+/* dk gets the entries' slopes by their columns, a piece that fits scratch at a time, beside which
+ * all rows' gradients may lie. */
 template <typename T>
 static ln_status add_columns(ln_tensor *dk, const entries<T> &e, const T *dy, const T *s,
                              const ln_tensor *columns) {
-    int64_t most = SCRATCH / (e.d * (int64_t)sizeof(T));
+    int64_t most = SCRATCH / 8 / (e.d * (int64_t)sizeof(T));
     void *slopes = NULL;
     ln_status status;
     if (most < 1) most = 1;

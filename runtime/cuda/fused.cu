@@ -6,7 +6,7 @@ static const char *const WHAT = "similarity";
 
 /* Limits that the tests' build shrinks. */
 #ifndef LN_FUSED_EXTENT
-#define LN_FUSED_BYTES (1 << 26) /* of a side's block */
+#define LN_FUSED_BYTES (1 << 25) /* of a side's block: less than a large device's cache */
 #define LN_FUSED_BLOCKS 264      /* as many keep a large device busy: fewer rows share columns */
 #define LN_FUSED_PARTS (1 << 24) /* bytes for the sums of columns in blocks of rows */
 #endif

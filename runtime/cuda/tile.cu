@@ -9,12 +9,12 @@ static const char *const WHAT = "similarity";
 static const double NORM_FLOOR = 1e-8;
 
 /* A warp a row of x (n,d). */
-template <typename T>
-static __global__ void scale_kernel(T *scale, const T *x, int64_t n, int64_t d) {
+template <typename T> static __global__ void scale_kernel(T *scale, row_list<T> x, int64_t n) {
     for (int64_t row = grid_warp(); row < n; row += grid_warps()) {
+        const T *own = x.at(row);
         double sum = 0;
-        for (int64_t k = threadIdx.x % WARP; k < d; k += WARP)
-            sum += (double)x[row * d + k] * (double)x[row * d + k];
+        for (int64_t k = threadIdx.x % WARP; k < x.d; k += WARP)
+            sum += (double)own[k] * (double)own[k];
         sum = warp_sum(sum);
         if (threadIdx.x % WARP == 0) scale[row] = (T)(1 / fmax(sqrt(sum), NORM_FLOOR));
     }
@@ -23,23 +23,24 @@ static __global__ void scale_kernel(T *scale, const T *x, int64_t n, int64_t d) 
 /* A thread an element of rows (n, width), those of x (.., d) from `first` on, scaled where there is
  * a scale, in any dtype. */
 template <typename T>
-static __global__ void rows_kernel(void *rows, int dtype, int64_t width, const T *x, const T *scale,
-                                   int64_t first, int64_t n, int64_t d) {
+static __global__ void rows_kernel(void *rows, int dtype, int64_t width, row_list<T> x,
+                                   const T *scale, int64_t first, int64_t n) {
     for (int64_t i = grid_thread(); i < n * width; i += grid_threads()) {
         int64_t row = first + i / width, k = i % width;
-        T v = k < d ? x[row * d + k] : 0;
+        T v = k < x.d ? x.at(row)[k] : 0;
         store(rows, dtype, i, scale != NULL ? v * scale[row] : v);
     }
 }
 
-/* A thread an element of x (n,d), whose rows scaled are u: its parts in rows (n, width), and the
- * zeros that fill these. */
-static __global__ void split_kernel(__half *rows, int64_t width, const float *x, const float *scale,
-                                    bool of_q, int64_t n, int64_t d) {
+/* A thread an element of n rows of x from `first` on, which scaled are u: its parts in rows
+ * (n, width), and the zeros that fill these. */
+static __global__ void split_kernel(__half *rows, int64_t width, row_list<float> x,
+                                    const float *scale, bool of_q, int64_t first, int64_t n) {
+    int64_t d = x.d;
     for (int64_t i = grid_thread(); i < n * d; i += grid_threads()) {
         int64_t row = i / d, k = i % d;
         __half *own = rows + row * width;
-        float u = x[i] * scale[row];
+        float u = x.at(first + row)[k] * scale[first + row];
         __half high = __float2half_rn(u);
         own[k + (of_q ? 0 : d)] = __float2half_rn(__half2float(high) / 32);
         own[k + (of_q ? d : 0)] = __float2half_rn((u - __half2float(high)) * 32);
@@ -50,25 +51,25 @@ static __global__ void split_kernel(__half *rows, int64_t width, const float *x,
 
 /* A warp a row: dx = scale (g - (g x) scale^2 x). */
 template <typename T>
-static __global__ void unit_backward_kernel(T *dx, const T *x, const T *scale, int64_t n,
-                                            int64_t d) {
+static __global__ void unit_backward_kernel(T *dx, row_list<T> x, const T *scale, int64_t n) {
     for (int64_t row = grid_warp(); row < n; row += grid_warps()) {
+        const T *y = x.at(row);
         double along = 0;
-        T own = scale[row];
-        for (int64_t k = threadIdx.x % WARP; k < d; k += WARP)
-            along += (double)dx[row * d + k] * (double)x[row * d + k];
+        T own = scale[row], *dy = dx + row * x.d;
+        for (int64_t k = threadIdx.x % WARP; k < x.d; k += WARP)
+            along += (double)dy[k] * (double)y[k];
         along = unit_is_clamped(own) ? 0 : warp_sum(along);
         T back = (T)(along * (double)own * (double)own);
-        for (int64_t k = threadIdx.x % WARP; k < d; k += WARP)
-            dx[row * d + k] = own * (dx[row * d + k] - back * x[row * d + k]);
+        for (int64_t k = threadIdx.x % WARP; k < x.d; k += WARP)
+            dy[k] = own * (dy[k] - back * y[k]);
     }
 }
 
 template <typename T> static ln_status find_scales(side *s) {
-    int64_t n = s->x->shape[0], d = s->x->shape[1];
+    int64_t n = s->x->shape[0];
     if (n == 0) return LN_OK;
     return launch(WHAT, scale_kernel<T>, blocks_for(n * WARP), THREADS, (T *)s->scale,
-                  (const T *)s->x->data, n, d);
+                  row_list_of<T>(s->x), n);
 }
 
 /* Unit rows fit float16; others may leave its range, and take TF32, which has its precision. */
@@ -90,7 +91,8 @@ ln_status side_new(side *s, const ln_tensor *x, bool cosine, int64_t most, int t
     s->rough = tile_dtype != LN_TILE_FLOAT32;
     s->width = side_width(s->dtype, split ? SIDE_PARTS * x->shape[1] : x->shape[1]);
     size_t bytes = (size_t)(s->most * s->width) * ln_dtype_size(s->dtype);
-    if (cosine || s->dtype != x->dtype) LN_TRY(cuda_scratch(&s->made, bytes, WHAT));
+    if (cosine || s->dtype != x->dtype || x->second != NULL)
+        LN_TRY(cuda_scratch(&s->made, bytes, WHAT));
     if (!cosine) return LN_OK;
     LN_TRY(cuda_scratch(&s->scale, (size_t)x->shape[0] * ln_dtype_size(x->dtype), WHAT));
     status = x->dtype == LN_FLOAT64 ? find_scales<double>(s) : find_scales<float>(s);
@@ -104,16 +106,14 @@ void side_release(side *s) {
 }
 
 template <typename T> static ln_status make_block(const side *s) {
-    int64_t d = s->x->shape[1];
     return launch(WHAT, rows_kernel<T>, blocks_for(s->count * s->width), THREADS, s->made, s->dtype,
-                  s->width, (const T *)s->x->data, (const T *)s->scale, s->first, s->count, d);
+                  s->width, row_list_of<T>(s->x), (const T *)s->scale, s->first, s->count);
 }
 
 static ln_status split_block(const side *s) {
-    int64_t d = s->x->shape[1];
-    return launch(WHAT, split_kernel, blocks_for(s->count * d), THREADS, (__half *)s->made,
-                  s->width, (const float *)s->x->data + s->first * d,
-                  (const float *)s->scale + s->first, s->form == SIDE_SPLIT_Q, s->count, d);
+    return launch(WHAT, split_kernel, blocks_for(s->count * s->x->shape[1]), THREADS,
+                  (__half *)s->made, s->width, row_list_of<float>(s->x), (const float *)s->scale,
+                  s->form == SIDE_SPLIT_Q, s->first, s->count);
 }
 
 ln_status side_take(side *s, int64_t first) {
@@ -129,9 +129,9 @@ ln_status side_take(side *s, int64_t first) {
 }
 
 template <typename T> static ln_status unit_backward(ln_tensor *dx, const side *s) {
-    int64_t n = dx->shape[0], d = dx->shape[1];
+    int64_t n = dx->shape[0];
     return launch(WHAT, unit_backward_kernel<T>, blocks_for(n * WARP), THREADS, (T *)dx->data,
-                  (const T *)s->x->data, (const T *)s->scale, n, d);
+                  row_list_of<T>(s->x), (const T *)s->scale, n);
 }
 
 ln_status side_backward(ln_tensor *dx, const side *s) {

@@ -15,6 +15,21 @@
 typedef enum { SIDE_WHOLE, SIDE_SPLIT_Q, SIDE_SPLIT_K } side_form;
 enum { SIDE_PARTS = 3 };
 
+/* Where the rows of x (n,d) lie, which may be joined. */
+template <typename T> struct row_list {
+    const T *first, *second;
+    int64_t in_first, d;
+    __device__ const T *at(int64_t row) const {
+        return row < in_first ? first + row * d : second + (row - in_first) * d;
+    }
+};
+
+template <typename T> static inline row_list<T> row_list_of(const ln_tensor *x) {
+    bool joined = x->second != NULL;
+    return {(const T *)x->data, joined ? (const T *)x->second->data : NULL,
+            x->shape[0] - (joined ? x->second->shape[0] : 0), x->shape[1]};
+}
+
 /* The rows of q or of k, and a block of them. */
 typedef struct {
     const ln_tensor *x; /* (n,d) */

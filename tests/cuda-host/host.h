@@ -11,6 +11,9 @@ cudaError_t cuda_host_fault(cudaError_t error, const char *format, ...)
 /* What every launch begins with: the error of a lost device, or that of a fault to be simulated. */
 cudaError_t cuda_host_begin(void);
 
+/* Whether kernels and products are not to be run. */
+bool cuda_host_dry(void);
+
 /* Between these the calling thread may touch device memory. */
 void cuda_host_open(void);
 void cuda_host_close(void);

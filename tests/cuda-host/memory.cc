@@ -6,7 +6,9 @@
  * LUNCE_CUDA_HOST_BYTES: the memory of each device (4 GiB where not given);
  * LUNCE_CUDA_HOST_FAULT: the number of the launch that loses the device;
  * LUNCE_CUDA_HOST_DEVICES: 0 for a driver without devices, -1 for no driver;
- * LUNCE_CUDA_HOST_LEAKS: 1 to have blocks counted that are not given back at exit. */
+ * LUNCE_CUDA_HOST_LEAKS: 1 to have blocks counted that are not given back at exit;
+ * LUNCE_CUDA_HOST_DRY: 1 to have kernels and products asked for but not run, so that what matrices
+ * allocate that no host can go through is known. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* pkey_alloc */
 #endif
@@ -34,7 +36,9 @@ struct block {
 static std::map<char *, block> &blocks = *new std::map<char *, block>;
 static std::map<char *, size_t> &pinned = *new std::map<char *, size_t>;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static size_t used[DEVICES];
+static struct {
+    size_t used, reserved; /* what is used; the most that was, as a pool that caches has it */
+} pools[DEVICES];
 static int key = -2; /* the protection key; -1 where the processor has none */
 static cudaError_t fault;
 static char fault_text[160];
@@ -71,6 +75,11 @@ cudaError_t cuda_host_begin(void) {
     if (++launches == setting("LUNCE_CUDA_HOST_FAULT", 0))
         cuda_host_fault(cudaErrorIllegalAddress, "a simulated illegal address");
     return fault;
+}
+
+bool cuda_host_dry(void) {
+    static const bool dry = setting("LUNCE_CUDA_HOST_DRY", 0) != 0;
+    return dry;
 }
 
 cudaError_t cudaGetLastError(void) {
@@ -132,7 +141,7 @@ static size_t total(void) {
 
 cudaError_t cudaMemGetInfo(size_t *available, size_t *all) {
     *all = total();
-    *available = *all - used[current_device];
+    *available = *all - pools[current_device].used;
     return fault;
 }
 
@@ -148,7 +157,7 @@ static block *find(const void *p, size_t bytes) {
 static cudaError_t allocate(void **p, size_t bytes, cudaStream_t stream) {
     if (fault != cudaSuccess) return fault;
     if (bytes == 0) return cudaErrorInvalidValue;
-    if (bytes > total() - used[current_device]) return cudaErrorMemoryAllocation;
+    if (bytes > total() - pools[current_device].used) return cudaErrorMemoryAllocation;
     size_t room = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     size_t pages = (room + PAGE - 1) / PAGE * PAGE;
     char *start = (char *)mmap(NULL, pages + PAGE, PROT_READ | PROT_WRITE,
@@ -162,7 +171,9 @@ static cudaError_t allocate(void **p, size_t bytes, cudaStream_t stream) {
     if (key == -2) key = pkey_alloc(0, PKEY_DISABLE_ACCESS);
     if (key > 0) pkey_mprotect(start, pages, PROT_READ | PROT_WRITE, key);
     blocks[data] = {start, bytes, pages + PAGE, current_device, stream, cuda_host_tick()};
-    used[current_device] += bytes;
+    auto &pool = pools[current_device];
+    pool.used += bytes;
+    if (pool.used > pool.reserved) pool.reserved = pool.used;
     pthread_mutex_unlock(&lock);
     *p = data;
     return cudaSuccess;
@@ -190,7 +201,7 @@ static cudaError_t give_back(void *p) {
     bool known = found != blocks.end();
     if (known) {
         check_pad((char *)p, found->second);
-        used[found->second.device] -= found->second.bytes;
+        pools[found->second.device].used -= found->second.bytes;
         munmap(found->second.start, found->second.mapped);
         blocks.erase(found);
     }
@@ -237,14 +248,17 @@ cudaError_t cudaFreeHost(void *p) {
     return known ? fault : cudaErrorInvalidValue;
 }
 
-/* ---- The pool, which caches nothing: so that what was released cannot be touched ---- */
+/* ---- The pool, which says what one that caches would reserve, but caches nothing: so that what
+ * was released cannot be touched ---- */
 
 cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t *pool, int device) {
-    *pool = (cudaMemPool_t)(used + device);
+    *pool = (cudaMemPool_t)(pools + device);
     return fault;
 }
 
-cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) {
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t pool, size_t) {
+    auto of = (decltype(&pools[0]))pool;
+    of->reserved = of->used;
     return fault;
 }
 
@@ -252,8 +266,9 @@ cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void *) {
     return fault;
 }
 
-cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolAttr, void *value) {
-    *(uint64_t *)value = *(size_t *)pool;
+cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolAttr which, void *value) {
+    auto of = (decltype(&pools[0]))pool;
+    *(uint64_t *)value = which == cudaMemPoolAttrUsedMemCurrent ? of->used : of->reserved;
     return fault;
 }
 

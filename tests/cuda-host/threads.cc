@@ -234,7 +234,7 @@ static cudaError_t check(const cudaLaunchConfig_t *config, const void *kernel) {
 static cudaError_t run_grid(const cudaLaunchConfig_t *config, void (*thread)(void *context),
                             void *context) {
     cudaError_t error = cuda_host_begin();
-    if (error != cudaSuccess) return error;
+    if (error != cudaSuccess || cuda_host_dry()) return error;
     dim3 grid = config->gridDim, block = config->blockDim;
     pthread_mutex_lock(&run.lock);
     if (!prepare()) abort();

@@ -94,7 +94,7 @@ function M.pair(z_i, z_j, what)
   arguments.pair(z_i, z_j, "z_i", "z_j", what)
   local N = z_i.shape[1]
   local positives = M.partners(z_i)
-  local S = similarity.cosine(lunce.cat({ z_i, z_j }, 1))
+  local S = similarity.cosine{ z_i, z_j }
   return { N = N, candidates = 2 * N - 2, negatives = S:without_self():without(positives),
     positive = S:at(positives), what = what }
 end

@@ -11,6 +11,7 @@ local lib = require "lunce.ffi"
 local tensor = require "lunce.tensor"
 local tiles = require "lunce.similarity.tiles"
 local program = require "lunce.link.program"
+local joined = require "lunce.similarity.joined"
 
 local C, raise, call = lib.C, lib.raise, lib.call
 local out, take, out2, take2 = tensor.out, tensor.take, tensor.out2, tensor.take2
@@ -25,8 +26,8 @@ end
 
 -- The rows of both sides of a matrix or of its base; k is nil where it is of one set with itself.
 local function sides(S)
-  local q = contiguous(S.q)
-  return q, S.k ~= S.q and contiguous(S.k) or nil
+  local q = joined.read(S.q)
+  return q, S.k ~= S.q and joined.read(S.k) or nil
 end
 
 local MASKS = { self = C.LN_MASK_SELF, without = C.LN_MASK_INDEX, same = C.LN_MASK_SAME,
@@ -215,7 +216,7 @@ local group = false -- the plans of the innermost together, in order and by matr
 
 -- Of the rows of a matrix: another number after each change in place.
 local function version_of(base)
-  return C.ln_tensor_version(base.q.h) + C.ln_tensor_version(base.k.h)
+  return joined.version(base.q) + joined.version(base.k)
 end
 
 local function reduce(S, kind, link, arguments)
@@ -352,7 +353,7 @@ M.dense = dense.dense
 function M.count(S)
   local held = {}
   local array, n = masks(S, held)
-  call(C.ln_similarity_count, out(), tensor.info(S.q).device, S.N, S.M, n, array)
+  call(C.ln_similarity_count, out(), joined.device(S.q), S.N, S.M, n, array)
   was_read(held)
   return take()
 end

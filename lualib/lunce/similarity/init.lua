@@ -20,6 +20,7 @@ local raise = require("lunce.ffi").raise
 local tensor = require "lunce.tensor"
 
 local dense = require "lunce.similarity.dense"
+local joined = require "lunce.similarity.joined"
 local tiles = require "lunce.similarity.tiles"
 local ENGINES = { dense = dense, fused = require "lunce.similarity.fused" }
 local used = "fused"
@@ -39,10 +40,28 @@ local M = { dense = dense }
 local Similarity = { __name = "similarity matrix" }
 Similarity.__index = Similarity
 
--- x, which must be rows; halves as float32 where autocasting is on.
-local function need_rows(x, what)
+local need_rows
+
+-- The rows of a list of tensors, one after the other; they may lie apart where that is taken.
+local function join_rows(list, what, apart)
+  local parts = {}
+  for i = 1, #list do
+    parts[i] = need_rows(list[i], what)
+    if parts[i].shape[2] ~= parts[1].shape[2] or parts[i].dtype ~= parts[1].dtype then
+      raise("%s: rows 1 are (%d,%d) %s and rows %d (%d,%d) %s; they differ in width or dtype", what,
+        parts[1].shape[1], parts[1].shape[2], parts[1].dtype, i, parts[i].shape[1],
+        parts[i].shape[2], parts[i].dtype)
+    end
+  end
+  if apart and used == "fused" then return joined.join(parts) end
+  return lunce.cat(parts, 1)
+end
+
+-- x, which must be rows or a list of them; halves as float32 where autocasting is on.
+function need_rows(x, what, apart)
+  if type(x) == "table" and not getmetatable(x) and x[1] then return join_rows(x, what, apart) end
   if not lunce.is_tensor(x) or #x.shape ~= 2 then
-    raise("%s: rows are a tensor (N,D); got %s", what,
+    raise("%s: rows are a tensor (N,D), or a list of such; got %s", what,
       lunce.is_tensor(x) and ("(%s)"):format(table.concat(x.shape, ",")) or describe(x))
   end
   x = autocast.wide(x)
@@ -55,7 +74,7 @@ end
 local function matrix(kind, q, k)
   local what = "similarity." .. kind
   local one_set = k == nil or k == q
-  q = need_rows(q, what)
+  q = need_rows(q, what, one_set and kind == "cosine")
   k = one_set and q or need_rows(k, what)
   if q.shape[2] ~= k.shape[2] or q.dtype ~= k.dtype then
     raise("%s: q (%d,%d) %s and k (%d,%d) %s differ in width or dtype", what,
@@ -69,9 +88,10 @@ local function matrix(kind, q, k)
 end
 
 --- Cosines of the rows of q with the rows of k (of q itself when absent); row norms are clamped
---- below at 1e-8.
----@param q lunce.Tensor (N,D)
----@param k lunce.Tensor|nil (M,D)
+--- below at 1e-8. Of a list of tensors the rows follow each other; those of two are not copied on a
+--- CUDA device.
+---@param q lunce.Tensor|lunce.Tensor[] (N,D)
+---@param k lunce.Tensor|lunce.Tensor[]|nil (M,D)
 ---@return lunce.Similarity
 function M.cosine(q, k) return matrix("cosine", q, k) end
 

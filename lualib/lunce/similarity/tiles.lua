@@ -6,6 +6,7 @@
 local ffi = require "ffi"
 local lib = require "lunce.ffi"
 local describe = require("lunce.options").describe
+local joined = require "lunce.similarity.joined"
 local tensor = require "lunce.tensor"
 
 local C, raise, call = lib.C, lib.raise, lib.call
@@ -102,8 +103,8 @@ local Kept = {}
 Kept.__index = Kept
 
 local function serves(kept, base)
-  return kept and rawget(kept.values, "h") and C.ln_tensor_version(base.q.h) == kept.q_version
-    and C.ln_tensor_version(base.k.h) == kept.k_version
+  return kept and rawget(kept.values, "h") and joined.version(base.q) == kept.q_version
+    and joined.version(base.k) == kept.k_version
 end
 
 --- One who needed the tiles is done; the last frees them.
@@ -134,7 +135,7 @@ function M.of(base, q, k, makes, owner)
   local alone = owner ~= nil and not followed[size_of(base)]
   base.tiles = setmetatable({ values = values, users = 0, owner = owner,
     struct = ffi.new("ln_tiles", { values = values.h, holds = C.LN_TILES_NOTHING, alone = alone }),
-    q_version = C.ln_tensor_version(base.q.h), k_version = C.ln_tensor_version(base.k.h) }, Kept)
+    q_version = joined.version(base.q), k_version = joined.version(base.k) }, Kept)
   return base.tiles.struct
 end
 
