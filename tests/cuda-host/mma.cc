@@ -19,9 +19,11 @@ enum { MOST_THREADS = 1024 };
 
 /* ---- Products ---- */
 
-static float half_to_float(bool bfloat16, unsigned pair, int place) {
-    uint16_t bits = (uint16_t)(pair >> 16 * place);
-    return bfloat16 ? ln_bfloat16_to_float(bits) : ln_float16_to_float(bits);
+static void pair_to_floats(float out[2], bool bfloat16, unsigned pair) {
+    for (int i = 0; i < 2; i++) {
+        uint16_t bits = (uint16_t)(pair >> 16 * i);
+        out[i] = bfloat16 ? ln_bfloat16_to_float(bits) : ln_float16_to_float(bits);
+    }
 }
 
 unsigned cuda_host_half_pair(bool bfloat16, float first, float second) {
@@ -32,7 +34,7 @@ unsigned cuda_host_half_pair(bool bfloat16, float first, float second) {
 /* What the lanes of a warp bring, side by side. A lane writes its own before the first wait and
  * reads the others' before the second. */
 static struct {
-    unsigned a[4], b[2];
+    float a[4][2], b[2][2];
     const void *row;
 } brought[MOST_THREADS];
 
@@ -50,14 +52,14 @@ void cuda_host_mma(bool bfloat16, float sums[4], const unsigned a[4], const unsi
     float row[2][16], column[2][16];
     multiplications += lane == 0;
     auto *warp = &brought[threadIdx.x - lane];
-    memcpy(warp[lane].a, a, sizeof warp->a);
-    memcpy(warp[lane].b, b, sizeof warp->b);
+    for (int i = 0; i < 4; i++) pair_to_floats(warp[lane].a[i], bfloat16, a[i]);
+    for (int i = 0; i < 2; i++) pair_to_floats(warp[lane].b[i], bfloat16, b[i]);
     __syncwarp();
-    for (int k = 0; k < 16; k++) {
+    for (int k = 0; k < 16; k += 2) {
         int other = k % 8 / 2, upper = k / 8;
         for (int i = 0; i < 2; i++) {
-            row[i][k] = half_to_float(bfloat16, warp[4 * g + other].a[i + 2 * upper], k % 2);
-            column[i][k] = half_to_float(bfloat16, warp[4 * (2 * t + i) + other].b[upper], k % 2);
+            memcpy(row[i] + k, warp[4 * g + other].a[i + 2 * upper], sizeof *warp->a);
+            memcpy(column[i] + k, warp[4 * (2 * t + i) + other].b[upper], sizeof *warp->b);
         }
     }
     __syncwarp();
