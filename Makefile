@@ -132,6 +132,10 @@ CXXFLAGS_HOST = -std=c++17 -O2 -g -fPIC -fvisibility=hidden -ffp-contract=off \
   -I$(BUILD)/include
 $(BUILD)/tests/cuda-host/compile.o: CXXFLAGS_HOST += \
   -DCUDA_HOST_CXX='"$(CXX) $(HOST_PARTS) -I$(CURDIR)/tests/cuda-host"'
+$(BUILD)/tests/cuda-host/ptx%.o: CXXFLAGS_HOST += -O3
+$(BUILD)/tests/cuda-host/ptx_nvrtc.o: CXXFLAGS_HOST += \
+  -DCUDA_HOST_NVRTC='"$(if $(NVCC),$(CUDA_HOME)/lib64/)libnvrtc.so"' \
+  -DCUDA_HOST_PARTS='$(subst $() $(),$(comma),$(HOST_PARTS:%="%"))'
 
 $(BUILD)/tests/%.o: %.cu Makefile
 	@mkdir -p $(@D)
