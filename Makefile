@@ -121,7 +121,7 @@ CXX ?= g++
 HOST_OBJS := $(patsubst %.cu,$(BUILD)/tests/%.o,\
   $(filter-out %/products.cu %/compile.cu,$(wildcard runtime/cuda/*.cu))) \
   $(patsubst tests/cuda-host/%.cc,$(BUILD)/tests/cuda-host/%.o,\
-  $(filter-out %/check.cc %/nvrtc.cc %/cudnn.cc %/cudnn_check.cc,\
+  $(filter-out %check.cc %/nvrtc.cc %/cudnn.cc,\
   $(wildcard tests/cuda-host/*.cc)))
 WARN_HOST = $(filter-out -Wmissing-prototypes,$(WARN))
 HOST_PARTS = -DLN_PART_ROWS=16 -DLN_PART_COLUMNS=32
@@ -161,6 +161,11 @@ $(BUILD)/tests/cuda-host-check: $(patsubst %,$(BUILD)/tests/cuda-host/%.o,\
   check threads memory streams graphs)
 	$(CXX) $(LDFLAGS) -o $@ $^ -lpthread
 
+$(BUILD)/tests/ptx-check: $(patsubst %,$(BUILD)/tests/cuda-host/%.o,\
+  ptx_check threads memory streams graphs mma ptx_decode ptx_floats ptx_integers ptx_lanes \
+  ptx_memory ptx_parse ptx_round ptx_run ptx_shadow ptx_warp) $(BUILD)/liblunce.so
+	$(CXX) $(LDFLAGS) $(RPATH)'$$ORIGIN/..' -o $@ $(filter %.o,$^) -L$(BUILD) -llunce -lpthread
+
 # Compiles for devices what the host runs; needs no GPU, but NVRTC.
 $(BUILD)/tests/nvrtc: tests/cuda-host/nvrtc.cc Makefile
 	@mkdir -p $(@D)
@@ -168,7 +173,7 @@ $(BUILD)/tests/nvrtc: tests/cuda-host/nvrtc.cc Makefile
 	  -Wl,-rpath,$(CUDA_HOME)/lib64
 
 cuda-host: $(BUILD)/tests/liblunce_cuda.so $(BUILD)/tests/cuda-host-check \
-  $(BUILD)/tests/libcudnn.so.9 $(BUILD)/tests/cuda-host/cudnn_check.o \
+  $(BUILD)/tests/ptx-check $(BUILD)/tests/libcudnn.so.9 $(BUILD)/tests/cuda-host/cudnn_check.o \
   $(if $(NVCC),$(BUILD)/tests/nvrtc)
 
 -include $(LIBRARY_OBJS:.o=.d) $(PROGRAM_OBJS:.o=.d) $(CUDA_OBJS:.o=.d) $(HOST_OBJS:.o=.d) \
@@ -209,6 +214,12 @@ asan: asan-build ## run the tests under AddressSanitizer and UBSan, with the JIT
 	$(ASAN) tests/run.lua
 	$(ASAN) -e 'jit.off()' tests/run.lua
 
+# Each test of what is compiled at run time; those of no halves compile many links.
+PTX_TESTS = tile_random epilogue mirror tile_rank tile_dtype similarity topk link family loss fused
+ptx: all cuda-host ## run kernels of links as PTX that the host interprets; needs NVRTC, but no GPU
+	DEVICE=cuda LUNCE_CUDA=$(CURDIR)/$(BUILD)/tests/liblunce_cuda.so LUNCE_CUDA_HOST_PTX=1 \
+	  LUNCE_TEST_SECONDS=3000 ./lunce tests/run.lua $(PTX_TESTS:%=tests/%_test.lua)
+
 sanitize-cuda: all ## run a reduced table of tests under compute-sanitizer, on a GPU
 	./lunce tests/sanitize.lua
 
@@ -245,4 +256,4 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: all library program cuda-host demo test deps check format asan-build asan sanitize-cuda \
-  fuzz tsan bench stress install dist clean help
+  ptx fuzz tsan bench stress install dist clean help
