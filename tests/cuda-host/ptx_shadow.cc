@@ -34,10 +34,12 @@ static bool is_after(const ptx_warp &w, int lane, uint32_t epoch, int warp, int 
     return warp == w.number && (other == lane || w.clock[lane][other] >= tick);
 }
 
+/* By a lane of a warp, or one that is not known. */
 [[noreturn]] static void race(ptx_warp &w, const ptx_instruction &i, int lane, int64_t at,
                               const char *what, int warp, int other) {
-    w.fault(i, lane, "a race: %s at byte %lld of shared memory, by lane %d of warp %d", what,
-            (long long)at, other, warp);
+    std::string who = other < 0 ? "" : "lane " + std::to_string(other) + " of ";
+    w.fault(i, lane, "a race: %s at byte %lld of shared memory, by %swarp %d", what, (long long)at,
+            who.c_str(), warp);
 }
 
 static void check_reads(ptx_warp &w, const ptx_instruction &i, int lane, int64_t at,
