@@ -122,7 +122,7 @@ SHIM ?= $(BUILD)/tests
 HOST_OBJS := $(patsubst %.cu,$(SHIM)/%.o,\
   $(filter-out %/products.cu %/compile.cu,$(wildcard runtime/cuda/*.cu))) \
   $(patsubst tests/cuda-host/%.cc,$(SHIM)/cuda-host/%.o,\
-  $(filter-out %/check.cc %/nvrtc.cc %/cudnn.cc %/cudnn_check.cc,\
+  $(filter-out %check.cc %/nvrtc.cc %/cudnn.cc,\
   $(wildcard tests/cuda-host/*.cc)))
 $(SHIM)/runtime/cuda/source.o: $(KERNEL_TEXTS)
 WARN_HOST = $(filter-out -Wmissing-prototypes,$(WARN))
@@ -134,6 +134,10 @@ CXXFLAGS_HOST = -std=c++17 -O2 -g -fPIC -fvisibility=hidden -ffp-contract=off \
   -I$(BUILD)/include
 $(SHIM)/cuda-host/compile.o: CXXFLAGS_HOST += \
   -DCUDA_HOST_CXX='"$(CXX) $(HOST_PARTS) -I$(CURDIR)/tests/cuda-host"'
+$(SHIM)/cuda-host/ptx%.o: CXXFLAGS_HOST += -O3
+$(SHIM)/cuda-host/ptx_nvrtc.o: CXXFLAGS_HOST += \
+  -DCUDA_HOST_NVRTC='"$(if $(NVCC),$(CUDA_HOME)/lib64/)libnvrtc.so"' \
+  -DCUDA_HOST_PARTS='$(subst $() $(),$(comma),$(HOST_PARTS:%="%"))'
 
 $(SHIM)/%.o: %.cu Makefile
 	@mkdir -p $(@D)
@@ -159,13 +163,18 @@ $(SHIM)/cuda-host-check: $(patsubst %,$(SHIM)/cuda-host/%.o,\
   check threads memory streams graphs)
 	$(CXX) $(LDFLAGS) -o $@ $^ -lpthread
 
+$(SHIM)/ptx-check: $(patsubst %,$(SHIM)/cuda-host/%.o,\
+  ptx_check threads memory streams graphs mma ptx_decode ptx_floats ptx_integers ptx_lanes \
+  ptx_memory ptx_parse ptx_round ptx_run ptx_shadow ptx_warp) $(BUILD)/liblunce.so
+	$(CXX) $(LDFLAGS) $(RPATH)'$$ORIGIN/..' -o $@ $(filter %.o,$^) -L$(BUILD) -llunce -lpthread
+
 # Compiles for devices what the host runs; needs no GPU, but NVRTC.
 $(SHIM)/nvrtc: tests/cuda-host/nvrtc.cc Makefile
 	@mkdir -p $(@D)
 	$(CXX) -std=c++17 -O1 $(WARN_HOST) -I$(CUDA_HOME)/include -o $@ $< -L$(CUDA_HOME)/lib64 -lnvrtc \
 	  -Wl,-rpath,$(CUDA_HOME)/lib64
 
-cuda-host: $(SHIM)/liblunce_cuda.so $(SHIM)/cuda-host-check \
+cuda-host: $(SHIM)/liblunce_cuda.so $(SHIM)/cuda-host-check $(SHIM)/ptx-check \
   $(SHIM)/libcudnn.so.9 $(SHIM)/cuda-host/cudnn_check.o \
   $(if $(NVCC),$(SHIM)/nvrtc)
 
@@ -206,6 +215,12 @@ asan-build:
 asan: asan-build ## run the tests under AddressSanitizer and UBSan, with the JIT on and off
 	$(ASAN) tests/run.lua
 	$(ASAN) -e 'jit.off()' tests/run.lua
+
+# Each test of what is compiled at run time; those of no halves compile many links.
+PTX_TESTS = tile_random epilogue mirror tile_rank tile_dtype similarity topk link family loss fused
+ptx: all cuda-host ## run kernels of links as PTX that the host interprets; needs NVRTC, but no GPU
+	DEVICE=cuda LUNCE_CUDA=$(CURDIR)/$(BUILD)/tests/liblunce_cuda.so LUNCE_CUDA_HOST_PTX=1 \
+	  LUNCE_TEST_SECONDS=3000 ./lunce tests/run.lua $(PTX_TESTS:%=tests/%_test.lua)
 
 sanitize-cuda: all ## run a reduced table of tests under compute-sanitizer, on a GPU
 	./lunce tests/sanitize.lua
@@ -250,4 +265,4 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: all library program cuda-host demo test deps check format asan-build asan sanitize-cuda \
-  fuzz tsan bench memory-cuda stress install dist clean help
+  ptx fuzz tsan bench memory-cuda stress install dist clean help

@@ -1,6 +1,9 @@
 /* Kernels that are compiled at run time, on the host: by the C++ compiler to a shared object, which
- * is kept in the folder kernels/ beside the shim and loaded. Holds no kernels. Invariant: an object
- * is named by a hash of its source, and moved to its place when it is whole. */
+ * is kept in the folder kernels/ beside the shim and loaded; or by NVRTC to PTX, which is
+ * interpreted. Holds no kernels. Invariant: an object is named by a hash of its source, and moved
+ * to its place when it is whole.
+ *
+ * LUNCE_CUDA_HOST_PTX: 1 to have PTX; see ptx.h. */
 #include "compile.h"
 
 #include <dlfcn.h>
@@ -12,10 +15,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "host.h"
+#include "ptx.h"
+
 struct compiled {
     compiled *next;
     uint64_t hash;
-    void (*run)(const void *argument);
+    void (*run)(const void *argument); /* or NULL */
+    const ptx_module *ptx;
 };
 
 static struct {
@@ -80,11 +87,28 @@ static ln_status compiled_new(compiled **out, const char *source, uint64_t hash,
         return ln_fail(LN_INTERNAL, "%s: a kernel does not compile: %s", what, object);
     void *library = dlopen(object, RTLD_NOW | RTLD_LOCAL);
     if (library == NULL) return ln_fail(LN_INTERNAL, "%s: %s", what, dlerror());
-    compiled *made = (compiled *)malloc(sizeof *made);
+    compiled *made = new compiled();
     made->hash = hash;
     *(void **)&made->run = dlsym(library, "run");
     *out = made;
     return LN_OK;
+}
+
+static ln_status interpreted_new(compiled **out, const char *source, uint64_t hash,
+                                 const char *what) {
+    std::string error;
+    try {
+        std::string text = ptx_compile(source, &error);
+        if (text.empty()) throw error;
+        std::unique_ptr<ptx_module> module = ptx_parse(text);
+        if (module->kernels.count("epilogue_kernel") == 0) throw std::string("no kernel");
+        *out = new compiled();
+        (*out)->hash = hash;
+        (*out)->ptx = module.release();
+        return LN_OK;
+    } catch (const std::string &thrown) {
+        return ln_fail(LN_INTERNAL, "%s: %.300s", what, thrown.c_str());
+    }
 }
 
 ln_status cuda_compile(const compiled **out, const char *source, const char *what) {
@@ -94,7 +118,8 @@ ln_status cuda_compile(const compiled **out, const char *source, const char *wha
     compiled *k = known.first;
     while (k != NULL && k->hash != hash) k = k->next;
     if (k == NULL) {
-        status = compiled_new(&k, source, hash, what);
+        bool interpreted = getenv("LUNCE_CUDA_HOST_PTX") != NULL;
+        status = (interpreted ? interpreted_new : compiled_new)(&k, source, hash, what);
         if (status == LN_OK) {
             k->next = known.first;
             known.first = k;
@@ -115,6 +140,20 @@ static void run_thread(void *context) {
     c->kernel->run(c->argument);
 }
 
+static void run_interpreted(const cudaLaunchConfig_t *config, void *context) {
+    const call *c = (const call *)context;
+    ptx_launch launch;
+    launch.module = c->kernel->ptx;
+    launch.kernel = &c->kernel->ptx->kernels.at("epilogue_kernel");
+    const dim3 grid = config->gridDim, block = config->blockDim;
+    const unsigned blocks[] = {grid.x, grid.y, grid.z}, threads[] = {block.x, block.y, block.z};
+    memcpy(launch.grid, blocks, sizeof blocks);
+    memcpy(launch.block, threads, sizeof threads);
+    launch.dynamic_bytes = (int64_t)config->dynamicSmemBytes;
+    std::string error = ptx_run(launch, c->argument);
+    if (!error.empty()) cuda_host_fault(cudaErrorLaunchFailure, "%s", error.c_str());
+}
+
 /* The argument is copied, as a launch does. */
 ln_status cuda_run(const compiled *kernel, unsigned blocks, unsigned threads, size_t shared,
                    const void *argument, size_t bytes, const char *what) {
@@ -131,7 +170,10 @@ ln_status cuda_run(const compiled *kernel, unsigned blocks, unsigned threads, si
     memcpy(c->argument, argument, bytes);
     config.gridDim = dim3(blocks);
     config.blockDim = dim3(threads);
-    error = cuda_host_launch(&config, (const void *)kernel, run_thread, c, sizeof *c + bytes);
+    if (kernel->ptx != NULL)
+        error = cuda_host_launch_grid(&config, (const void *)kernel, run_interpreted, c,
+                                      sizeof *c + bytes);
+    else error = cuda_host_launch(&config, (const void *)kernel, run_thread, c, sizeof *c + bytes);
     free(c);
     return cuda_check(error, what);
 }

@@ -18,6 +18,15 @@ bool cuda_host_dry(void);
 void cuda_host_open(void);
 void cuda_host_close(void);
 
+/* Of a tensor core, by a warp (mma.cc). */
+void cuda_host_count_multiplication(void);
+
+/* A launch that is run as a whole, by a function that gets the copied context, instead of thread by
+ * thread. */
+typedef void (*cuda_host_grid)(const cudaLaunchConfig_t *config, void *context);
+cudaError_t cuda_host_launch_grid(const cudaLaunchConfig_t *config, const void *kernel,
+                                  cuda_host_grid whole, void *context, size_t bytes);
+
 /* ---- Copies (memory.cc) that wait in a stream (streams.cc) ---- */
 
 struct cuda_host_copy {
@@ -31,6 +40,8 @@ struct cuda_host_copy {
 cudaError_t cuda_host_do(const cuda_host_copy &copy);
 /* Does it when something waits for what was asked of the stream. */
 void cuda_host_put_off(cudaStream_t stream, const cuda_host_copy &copy);
+/* The block of device or pinned memory in which p lies. */
+bool cuda_host_find(const void *p, const void **begin, size_t *bytes);
 /* Whether p lies in the block that begins there. */
 bool cuda_host_holds(const void *block, const void *p);
 /* A fault where a copy that is put off reads or writes the block. */

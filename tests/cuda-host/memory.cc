@@ -41,7 +41,7 @@ static struct {
 } pools[DEVICES];
 static int key = -2; /* the protection key; -1 where the processor has none */
 static cudaError_t fault;
-static char fault_text[160];
+static char fault_text[400];
 static thread_local int current_device;
 
 static long setting(const char *name, long otherwise) {
@@ -283,6 +283,21 @@ bool cuda_host_holds(const void *block, const void *p) {
                                             : 0;
     pthread_mutex_unlock(&lock);
     return (const char *)p >= (const char *)block && (const char *)p < (const char *)block + bytes;
+}
+
+bool cuda_host_find(const void *p, const void **begin, size_t *bytes) {
+    pthread_mutex_lock(&lock);
+    auto device = blocks.upper_bound((char *)p);
+    auto host = pinned.upper_bound((char *)p);
+    bool on_device = device != blocks.begin(), on_host = host != pinned.begin();
+    if (on_device) --device;
+    if (on_host) --host;
+    on_device = on_device && (char *)p < device->first + device->second.bytes;
+    on_host = on_host && (char *)p < host->first + host->second;
+    if (on_device) *begin = device->first, *bytes = device->second.bytes;
+    else if (on_host) *begin = host->first, *bytes = host->second;
+    pthread_mutex_unlock(&lock);
+    return on_device || on_host;
 }
 
 static bool is_sound(const void *p, size_t bytes, bool on_device) {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "backend.h"
+#include "host.h"
 
 enum { MOST_THREADS = 1024 };
 
@@ -40,6 +41,10 @@ static struct {
 
 static long multiplications;
 
+void cuda_host_count_multiplication(void) {
+    multiplications++;
+}
+
 __attribute__((destructor)) static void tell_multiplications(void) {
     if (getenv("LUNCE_CUDA_HOST_COUNT") == NULL) return;
     fprintf(stderr, "cuda-host: %ld multiplications of tensor cores\n", multiplications);
@@ -50,7 +55,7 @@ __attribute__((destructor)) static void tell_multiplications(void) {
 void cuda_host_mma(bool bfloat16, float sums[4], const unsigned a[4], const unsigned b[2]) {
     int lane = cuda_host_lane(), g = lane / 4, t = lane % 4;
     float row[2][16], column[2][16];
-    multiplications += lane == 0;
+    if (lane == 0) cuda_host_count_multiplication();
     auto *warp = &brought[threadIdx.x - lane];
     for (int i = 0; i < 4; i++) pair_to_floats(warp[lane].a[i], bfloat16, a[i]);
     for (int i = 0; i < 2; i++) pair_to_floats(warp[lane].b[i], bfloat16, b[i]);

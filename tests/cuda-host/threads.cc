@@ -231,8 +231,17 @@ static cudaError_t check(const cudaLaunchConfig_t *config, const void *kernel) {
     return fits ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-static cudaError_t run_grid(const cudaLaunchConfig_t *config, void (*thread)(void *context),
-                            void *context) {
+static void run_fibres(dim3 grid) {
+    for (unsigned z = 0; z < grid.z; z++)
+        for (unsigned y = 0; y < grid.y; y++)
+            for (unsigned x = 0; x < grid.x && run.fault == cudaSuccess; x++) {
+                blockIdx = {x, y, z};
+                run_block();
+            }
+}
+
+static cudaError_t run_grid(const cudaLaunchConfig_t *config, cuda_host_grid whole,
+                            void (*thread)(void *context), void *context) {
     cudaError_t error = cuda_host_begin();
     if (error != cudaSuccess || cuda_host_dry()) return error;
     dim3 grid = config->gridDim, block = config->blockDim;
@@ -246,25 +255,32 @@ static cudaError_t run_grid(const cudaLaunchConfig_t *config, void (*thread)(voi
     run.thread = thread;
     run.context = context;
     run.fault = cudaSuccess;
-    for (unsigned z = 0; z < grid.z; z++)
-        for (unsigned y = 0; y < grid.y; y++)
-            for (unsigned x = 0; x < grid.x && run.fault == cudaSuccess; x++) {
-                blockIdx = {x, y, z};
-                run_block();
-            }
+    if (whole != NULL) whole(config, context);
+    else run_fibres(grid);
     cuda_host_close();
     pthread_mutex_unlock(&run.lock);
     return cudaSuccess; /* what went wrong in it is met by the next call, as on a device */
 }
 
-cudaError_t cuda_host_launch(const cudaLaunchConfig_t *config, const void *kernel,
-                             void (*thread)(void *context), void *context, size_t bytes) {
+static cudaError_t launch(const cudaLaunchConfig_t *config, const void *kernel,
+                          cuda_host_grid whole, void (*thread)(void *context), void *context,
+                          size_t bytes) {
     cudaError_t error = check(config, kernel);
     if (error != cudaSuccess) return error;
-    if (!cuda_host_captures()) return run_grid(config, thread, context);
+    if (!cuda_host_captures()) return run_grid(config, whole, thread, context);
     std::vector<char> copy((char *)context, (char *)context + bytes);
     cudaLaunchConfig_t then = *config;
-    return cuda_host_ask([=]() mutable { return run_grid(&then, thread, copy.data()); });
+    return cuda_host_ask([=]() mutable { return run_grid(&then, whole, thread, copy.data()); });
+}
+
+cudaError_t cuda_host_launch(const cudaLaunchConfig_t *config, const void *kernel,
+                             void (*thread)(void *context), void *context, size_t bytes) {
+    return launch(config, kernel, NULL, thread, context, bytes);
+}
+
+cudaError_t cuda_host_launch_grid(const cudaLaunchConfig_t *config, const void *kernel,
+                                  cuda_host_grid whole, void *context, size_t bytes) {
+    return launch(config, kernel, whole, NULL, context, bytes);
 }
 
 /* ---- What threads of a block do together ---- */
