@@ -1,5 +1,6 @@
 /* Library products on the host: operands are copied out of device memory, multiplied by the CPU
- * backend, and the result is copied back. Holds no arithmetic but the rounding to TF32. */
+ * backend, and the result is copied back. Holds no arithmetic but the rounding to TF32. Invariant:
+ * what cuBLASLt would refuse is refused. */
 #include "products.h"
 
 #include "host.h"
@@ -102,8 +103,22 @@ static ln_status multiply_all(const product_kind &kind, const matrix &z, const m
     return status;
 }
 
+/* cuBLASLt's leading dimension is at least the length of what lies together. */
+static ln_status check_matrix(const matrix &a, int64_t n, int64_t m, int64_t batches,
+                              const char *what) {
+    int64_t together = a.transposed ? n : m, most = INT32_MAX;
+    if (n >= 1 && m >= 1 && n <= most && m <= most && batches <= most && a.stride >= together)
+        return LN_OK;
+    return ln_fail(LN_INTERNAL, "%s: cuBLASLt takes no %lld matrices (%lld,%lld) of stride %lld",
+                   what, (long long)batches, (long long)n, (long long)m, (long long)a.stride);
+}
+
 ln_status cuda_product(const product_kind &kind, matrix z, matrix x, matrix y, int64_t n, int64_t m,
                        int64_t k, int64_t batches, bool add, const char *what) {
+    ln_status checked = check_matrix(z, n, m, batches, what);
+    if (checked == LN_OK) checked = check_matrix(x, n, k, batches, what);
+    if (checked == LN_OK) checked = check_matrix(y, k, m, batches, what);
+    if (checked != LN_OK) return checked;
     if (!cuda_host_captures()) return multiply_all(kind, z, x, y, n, m, k, batches, add);
     auto later = [=] {
         ln_status status = multiply_all(kind, z, x, y, n, m, k, batches, add);
