@@ -32,12 +32,14 @@ unsigned cuda_host_half_pair(bool bfloat16, float first, float second) {
     return ln_float_to_float16(first) | (unsigned)ln_float_to_float16(second) << 16;
 }
 
-/* What the lanes of a warp bring, side by side. A lane writes its own before the first wait and
- * reads the others' before the second. */
-static struct {
-    float a[4][2], b[2][2];
-    const void *row;
-} brought[MOST_THREADS];
+/* What the lanes of a warp bring to a product, side by side. A lane writes its own before it waits
+ * and reads the others' after; the next product has the other place, and nobody is at the one after
+ * that before all have waited for the next. */
+static struct { float a[4][2], b[2][2]; } brought[2][MOST_THREADS];
+static bool second[MOST_THREADS]; /* the place of a lane's next product */
+
+/* The rows of matrices that they name. Written before the first wait, read before the second. */
+static const void *named[MOST_THREADS];
 
 static long multiplications;
 
@@ -56,7 +58,8 @@ void cuda_host_mma(bool bfloat16, float sums[4], const unsigned a[4], const unsi
     int lane = cuda_host_lane(), g = lane / 4, t = lane % 4;
     float row[2][16], column[2][16];
     if (lane == 0) cuda_host_count_multiplication();
-    auto *warp = &brought[threadIdx.x - lane];
+    auto *warp = &brought[second[threadIdx.x]][threadIdx.x - lane];
+    second[threadIdx.x] = !second[threadIdx.x];
     for (int i = 0; i < 4; i++) pair_to_floats(warp[lane].a[i], bfloat16, a[i]);
     for (int i = 0; i < 2; i++) pair_to_floats(warp[lane].b[i], bfloat16, b[i]);
     __syncwarp();
@@ -67,7 +70,6 @@ void cuda_host_mma(bool bfloat16, float sums[4], const unsigned a[4], const unsi
             memcpy(column[i] + k, warp[4 * (2 * t + i) + other].b[upper], sizeof *warp->b);
         }
     }
-    __syncwarp();
     for (int r = 0; r < 2; r++)
         for (int c = 0; c < 2; c++)
             for (int k = 0; k < 16; k++) sums[2 * r + c] += row[r][k] * column[c][k];
@@ -82,15 +84,15 @@ static void need_alignment(const void *p) {
 
 void cuda_host_fragments(unsigned out[4], const void *row, bool transposed) {
     int lane = cuda_host_lane(), g = lane / 4, t = lane % 4;
-    auto *warp = &brought[threadIdx.x - lane];
+    const void **warp = &named[threadIdx.x - lane];
     need_alignment(row);
-    warp[lane].row = row;
+    warp[lane] = row;
     __syncwarp();
     for (int m = 0; m < 4; m++)
         for (int p = 0; p < 2; p++) {
             int i = transposed ? 2 * t + p : g, j = transposed ? g : 2 * t + p;
             uint16_t half;
-            memcpy(&half, (const char *)warp[8 * m + i].row + 2 * j, sizeof half);
+            memcpy(&half, (const char *)warp[8 * m + i] + 2 * j, sizeof half);
             out[m] = p == 0 ? half : out[m] | (unsigned)half << 16;
         }
     __syncwarp();

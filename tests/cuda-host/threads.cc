@@ -148,9 +148,20 @@ static bool prepare(void) {
 
 /* ---- Waiting ---- */
 
+/* Lets a warp go whose lanes all wait for all: the usual case. */
+static bool release_all(int first) {
+    int lanes = run.count - first < WARP ? run.count - first : WARP;
+    unsigned all = lanes < WARP ? (1u << lanes) - 1 : ~0u;
+    for (int i = first; i < first + lanes; i++)
+        if (run.fibres[i].state != AT_WARP || run.fibres[i].mask != all) return false;
+    for (int i = first; i < first + lanes; i++) enter(&run.fibres[i], READY);
+    return true;
+}
+
 /* Lets the lanes go that wait for each other, where all of them have come. */
 static bool release_warp(int first) {
     bool released = false;
+    if (release_all(first)) return true;
     for (int i = first; i < first + WARP && i < run.count; i++) {
         struct fibre *f = &run.fibres[i];
         if (f->state != AT_WARP) continue;
