@@ -70,6 +70,48 @@ static __global__ void columns_kernel(T *slopes, entries<T> e, const T *dy, cons
     }
 }
 
+/* Who names a row of k: how many entries, and the last of them. */
+typedef struct {
+    unsigned count, last;
+} named;
+
+static __global__ void named_kernel(named *of, const int64_t *columns, int64_t n, int64_t m) {
+    for (int64_t i = grid_thread(); i < n; i += grid_threads()) {
+        int64_t column = columns[i] - 1;
+        if (column < 0 || column >= m) continue; /* told of later */
+        atomicAdd(&of[column].count, 1u);
+        atomicMax(&of[column].last, (unsigned)i);
+    }
+}
+
+template <typename T>
+static __device__ void add_slopes(T *dk, const entries<T> &e, const T *dy, const T *s,
+                                  int64_t column, int64_t j) {
+    int64_t row = j / e.chosen;
+    const T *q = e.q.at(row), *k = e.k.at(column);
+    T of_q = scale_at(e.q_scale, row), of_k = scale_at(e.k_scale, column);
+    for (int64_t t = threadIdx.x % WARP; t < e.d; t += WARP)
+        dk[column * e.d + t] +=
+            slope_at(dy[j], k[t], q[t], of_k, of_q, e.q_scale != NULL ? s[j] : 0);
+}
+
+/* A warp a row of k: dk += the slopes of its entries, in their order. One, as of positives, is
+ * known; more are looked for. */
+template <typename T>
+static __global__ void named_rows_kernel(T *dk, entries<T> e, const T *dy, const T *s,
+                                         const named *of) {
+    for (int64_t column = grid_warp(); column < e.m; column += grid_warps()) {
+        unsigned left = of[column].count;
+        if (left == 1) add_slopes(dk, e, dy, s, column, of[column].last);
+        for (int64_t first = 0; left > 1 && first < e.n; first += WARP) {
+            int64_t own = first + threadIdx.x % WARP;
+            bool names = own < e.n && e.columns[own] - 1 == column;
+            for (unsigned found = __ballot_sync(0xffffffffu, names); found != 0; found &= found - 1)
+                add_slopes(dk, e, dy, s, column, first + __ffs((int)found) - 1);
+        }
+    }
+}
+
 /* ---- The operators ---- */
 
 template <typename T>
@@ -85,6 +127,12 @@ static entries<T> entries_of(const side *q, const side *k, const ln_tensor *colu
             k->x->shape[0]};
 }
 
+/* Of k or, where that is NULL, of q's rows too. */
+static ln_status other_side(side *s, const ln_tensor *k, const side *q, bool cosine) {
+    if (k != NULL) return side_new(s, k, cosine, 0);
+    return side_new(s, q->x, cosine, 0, LN_TILE_FLOAT32, SIDE_WHOLE, q);
+}
+
 template <typename T> static ln_status find_entries(void *s, const entries<T> &e) {
     return launch(WHAT, entries_kernel<T>, blocks_for(e.n * WARP), THREADS, (T *)s, e);
 }
@@ -95,13 +143,13 @@ ln_status CUDA(similarity_at)(ln_tensor *out, const ln_tensor *q, const ln_tenso
     ln_status status = cuda_enter(q, WHAT);
     if (status != LN_OK || out->numel == 0) return status;
     LN_TRY(side_new(&of_q, q, cosine, 0));
-    LN_TRY(side_new(&of_k, k != NULL ? k : q, cosine, 0));
+    LN_TRY(other_side(&of_k, k, &of_q, cosine));
     status = q->dtype == LN_FLOAT64
                  ? find_entries(out->data, entries_of<double>(&of_q, &of_k, columns))
                  : find_entries(out->data, entries_of<float>(&of_q, &of_k, columns));
 fail:
-    side_release(&of_q);
     side_release(&of_k);
+    side_release(&of_q);
     return status;
 }
 
@@ -116,6 +164,22 @@ static ln_tensor piece_of(const ln_tensor *like, void *data, int dtype, int64_t 
     t.shape[1] = t.stride[0] = d;
     t.stride[t.ndim - 1] = 1;
     return t;
+}
+
+/* Where there are no more entries than columns, as of positives: none is sorted. */
+template <typename T>
+static ln_status add_named(ln_tensor *dk, const entries<T> &e, const T *dy, const T *s) {
+    void *of = NULL;
+    size_t bytes = (size_t)e.m * sizeof(named);
+    ln_status status;
+    LN_TRY(cuda_scratch(&of, bytes, WHAT));
+    LN_TRY(cuda_check(cudaMemsetAsync(of, 0, bytes, cudaStreamPerThread), WHAT));
+    LN_TRY(launch(WHAT, named_kernel, blocks_for(e.n), THREADS, (named *)of, e.columns, e.n, e.m));
+    status = launch(WHAT, named_rows_kernel<T>, blocks_for(e.m * WARP), THREADS, (T *)dk->data, e,
+                    dy, s, (const named *)of);
+fail:
+    cuda_scratch_release(of);
+    return status;
 }
 
 /* dk gets the entries' slopes by their columns, a piece that fits scratch at a time, beside which
@@ -154,7 +218,8 @@ static ln_status at_backward(ln_tensor *dq, ln_tensor *dk, const ln_tensor *dy, 
     if (dq != NULL)
         LN_TRY(launch(WHAT, rows_kernel<T>, blocks_for(dq->numel), THREADS, (T *)dq->data, e, g,
                       (const T *)s));
-    if (dk != NULL) status = add_columns(dk, e, g, (const T *)s, columns);
+    if (dk != NULL && e.n <= e.m && e.n <= UINT32_MAX) status = add_named(dk, e, g, (const T *)s);
+    else if (dk != NULL) status = add_columns(dk, e, g, (const T *)s, columns);
 fail:
     cuda_scratch_release(s);
     return status;
@@ -167,12 +232,12 @@ ln_status CUDA(similarity_at_backward)(ln_tensor *dq, ln_tensor *dk, const ln_te
     ln_status status = cuda_enter(q, WHAT);
     if (status != LN_OK || columns->numel == 0 || q->shape[1] == 0) return status;
     LN_TRY(side_new(&of_q, q, cosine, 0));
-    LN_TRY(side_new(&of_k, k != NULL ? k : q, cosine, 0));
+    LN_TRY(other_side(&of_k, k, &of_q, cosine));
     if (k == NULL) dk = dq;
     status = q->dtype == LN_FLOAT64 ? at_backward<double>(dq, dk, dy, &of_q, &of_k, columns)
                                     : at_backward<float>(dq, dk, dy, &of_q, &of_k, columns);
 fail:
-    side_release(&of_q);
     side_release(&of_k);
+    side_release(&of_q);
     return status;
 }

@@ -43,12 +43,12 @@ static ln_status strips_new(strips *t, const ln_tensor *q, const ln_tensor *k, b
                                 split ? SIDE_SPLIT_Q : SIDE_WHOLE);
     if (status != LN_OK) return status;
     return side_new(&t->k, k != NULL ? k : q, cosine, columns < 32 ? 32 : columns, LN_TILE_FLOAT32,
-                    split ? SIDE_SPLIT_K : SIDE_WHOLE);
+                    split ? SIDE_SPLIT_K : SIDE_WHOLE, k != NULL ? NULL : &t->q);
 }
 
 static void strips_release(strips *t) {
-    side_release(&t->q);
     side_release(&t->k);
+    side_release(&t->q);
 }
 
 static bool one_strip(const strips *t) {

@@ -375,11 +375,12 @@ static ln_status run_pass(pass *p) {
     ln_status status = LN_OK;
     if (p->n == 0 || p->m == 0 || p->n_jobs == 0) return LN_OK;
     LN_TRY(side_new(&q, p->q, p->cosine, extent, p->tile_dtype));
-    LN_TRY(side_new(&k, p->k, p->cosine, extent, p->tile_dtype));
+    LN_TRY(
+        side_new(&k, p->k, p->cosine, extent, p->tile_dtype, SIDE_WHOLE, p->k == p->q ? &q : NULL));
     status = run_tiles(p, &q, &k);
 fail:
-    side_release(&q);
     side_release(&k);
+    side_release(&q);
     return status;
 }
 

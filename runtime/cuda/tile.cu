@@ -79,21 +79,33 @@ int side_dtype(const ln_tensor *x, bool cosine, int tile_dtype) {
     return tile_dtype == LN_TILE_FLOAT16 && cosine ? LN_FLOAT16 : x->dtype;
 }
 
+/* Whether the block is that of the side that it is like. */
+static bool has_their_block(const side *s) {
+    const side *other = s->like;
+    return other != NULL && other->made != NULL && other->dtype == s->dtype &&
+           other->form == s->form && other->most == s->x->shape[0] && other->most == s->most;
+}
+
 ln_status side_new(side *s, const ln_tensor *x, bool cosine, int64_t most, int tile_dtype,
-                   side_form form) {
+                   side_form form, const side *like) {
     bool split = form != SIDE_WHOLE;
     ln_status status;
     *s = {};
     s->x = x;
+    s->like = like;
     s->most = most < x->shape[0] ? most : x->shape[0];
     s->dtype = split ? (int)LN_FLOAT16 : side_dtype(x, cosine, tile_dtype);
     s->form = form;
     s->rough = tile_dtype != LN_TILE_FLOAT32;
     s->width = side_width(s->dtype, split ? SIDE_PARTS * x->shape[1] : x->shape[1]);
     size_t bytes = (size_t)(s->most * s->width) * ln_dtype_size(s->dtype);
-    if (cosine || s->dtype != x->dtype || x->second != NULL)
+    if ((cosine || s->dtype != x->dtype || x->second != NULL) && !has_their_block(s))
         LN_TRY(cuda_scratch(&s->made, bytes, WHAT));
     if (!cosine) return LN_OK;
+    if (like != NULL) {
+        s->scale = like->scale;
+        return LN_OK;
+    }
     LN_TRY(cuda_scratch(&s->scale, (size_t)x->shape[0] * ln_dtype_size(x->dtype), WHAT));
     status = x->dtype == LN_FLOAT64 ? find_scales<double>(s) : find_scales<float>(s);
 fail:
@@ -101,7 +113,7 @@ fail:
 }
 
 void side_release(side *s) {
-    cuda_scratch_release(s->scale);
+    if (s->like == NULL) cuda_scratch_release(s->scale);
     cuda_scratch_release(s->made);
 }
 
@@ -122,6 +134,7 @@ ln_status side_take(side *s, int64_t first) {
     s->first = first;
     s->count = n - first < s->most ? n - first : s->most;
     s->block = s->x->data + (size_t)(first * d) * ln_dtype_size(s->x->dtype);
+    if (has_their_block(s)) s->block = s->like->made;
     if (s->made == NULL) return LN_OK;
     s->block = s->made;
     if (s->form != SIDE_WHOLE) return split_block(s);

@@ -31,12 +31,14 @@ template <typename T> static inline row_list<T> row_list_of(const ln_tensor *x) 
 }
 
 /* The rows of q or of k, and a block of them. */
-typedef struct {
-    const ln_tensor *x; /* (n,d) */
-    void *scale;        /* (n), 1 / max(|x|, 1e-8); NULL: as they are */
-    void *made;         /* scratch for a block */
-    const void *block;  /* (count,width): those from `first` on */
-    int dtype;          /* of a block: x's, or what it is rounded to */
+typedef struct side {
+    const ln_tensor *x;      /* (n,d) */
+    const struct side *like; /* NULL, or one of the same x, whose scale serves this one too, and
+                                whose block where both have all rows in one form */
+    void *scale;             /* (n), 1 / max(|x|, 1e-8); NULL: as they are */
+    void *made;              /* scratch for a block */
+    const void *block;       /* (count,width): those from `first` on */
+    int dtype;               /* of a block: x's, or what it is rounded to */
     side_form form;
     int64_t width; /* d, or of all parts; of halves a multiple of 16, which zeros fill */
     bool rough;    /* products round float32 to TF32 */
@@ -49,10 +51,11 @@ static inline int64_t side_width(int dtype, int64_t d) {
     return dtype == LN_FLOAT16 || dtype == LN_BFLOAT16 ? (d + 15) / 16 * 16 : d;
 }
 /* In blocks of up to `most` rows, 0 for the scales alone, for products in a dtype of tiles; split,
- * it is of float32 cosines, whatever the dtype of tiles. The caller releases it, also where this
- * fails. */
+ * it is of float32 cosines, whatever the dtype of tiles. `like`, or NULL, is taken first wherever
+ * this one is, and released after it. The caller releases it, also where this fails. */
 ln_status side_new(side *s, const ln_tensor *x, bool cosine, int64_t most,
-                   int tile_dtype = LN_TILE_FLOAT32, side_form form = SIDE_WHOLE);
+                   int tile_dtype = LN_TILE_FLOAT32, side_form form = SIDE_WHOLE,
+                   const side *like = NULL);
 void side_release(side *s);
 /* Makes the block from a row on; fails where the user interrupted. */
 ln_status side_take(side *s, int64_t first);

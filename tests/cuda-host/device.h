@@ -81,6 +81,10 @@ template <typename T> T __shfl_up_sync(unsigned mask, T value, int distance) {
 
 unsigned __ballot_sync(unsigned mask, int vote);
 
+static inline int __ffs(int bits) {
+    return __builtin_ffs(bits);
+}
+
 /* One fibre runs at a time, so nothing comes between. */
 template <typename T> T atomicAdd(T *p, T value) {
     T old = *p;

@@ -43,16 +43,28 @@ end
 -- Indices on the CPU that have no negative positions, and the version of each that was looked at.
 local from_start = setmetatable({}, { __mode = "k" })
 
--- An index with negative positions counted from the end; one on a device without a look at it.
+-- What was made of indices on a device that outlive a step: { version =, M =, result = }.
+local counted = setmetatable({}, { __mode = "k" })
+
+-- An index with negative positions counted from the end; one on a device without a look at it. A
+-- captured step finds another index in the same tensor every time.
 local function positions(index, M_)
-  local version = C.ln_tensor_version(index.h)
+  local version, known = C.ln_tensor_version(index.h), counted[index]
   if from_start[index] == version then return index end
+  local capturing = tensor.state.graph
+  if known and known.version == version and known.M == M_ and not capturing then
+    return known.result
+  end
   local negative = index:lt(0)
   if index.device == "cpu" and not negative:any():item() then
     from_start[index] = version
     return index
   end
-  return index + negative:to("int64") * (M_ + 1)
+  local result = index + negative:to("int64") * (M_ + 1)
+  if index.kept and index.device ~= "cpu" and not capturing then
+    counted[index] = { version = version, M = M_, result = result:keep() }
+  end
+  return result
 end
 
 -- The masks as an `ln_mask` array and their number; `held` keeps what they point to.
