@@ -191,20 +191,45 @@ describe("joined rows of C", function()
   end)
 end)
 
--- What is asked of a device, by 2^17 rows of 128 features, in inputs: 1 is their 64 MB.
-if shim then
-  it("two views are not copied: a loss takes a fifth of its inputs beside gradients", function()
-    local child = io.popen(([[LUNCE_CUDA_HOST_DRY=1 %s -e '
+if not shim then return end
+
+-- In a process where kernels are asked for and not run. Its status and what it prints.
+local function dry(environment, code)
+  local child = io.popen(("LUNCE_CUDA_HOST_DRY=1 %s %s -e '%s' 2>&1; echo $?"):format(environment,
+    program, code))
+  local text, status = child:read "*a":match "^(.-)(%d+)\n$"
+  child:close()
+  return tonumber(status), text
+end
+
+describe("what a step of nt_xent asks of a device:", function()
+  it("no copy of its views: a fifth of its inputs beside gradients", function()
+    local _, text = dry("", [[
       local lunce = require "lunce"
       local gpu = { device = "cuda" }
       local z_i = lunce.zeros(2 ^ 16, 128, gpu):requires_grad_()
       local z_j = lunce.zeros(2 ^ 16, 128, gpu):requires_grad_()
       local inputs = lunce.memory("cuda").live_bytes
       lunce.scope(function() lunce.loss.nt_xent(z_i, z_j, { tau = 0.5 }):backward() end)
-      print(lunce.memory("cuda").peak_bytes / inputs - 2)' 2>&1]]):format(program))
-    local text = child:read "*a"
-    child:close()
+      print(lunce.memory("cuda").peak_bytes / inputs - 2)]])
     local beside = tonumber(text)
     assert(beside and beside > 0 and beside < 0.2, text)
   end)
-end
+
+  -- The first makes indices that others find: 47 and 39 when this was written.
+  it("no more than 45 launches, and a few for the first", function()
+    local code = [[
+      local lunce = require "lunce"
+      lunce.similarity.tile_dtype "float16"
+      local gpu = { device = "cuda" }
+      local z_i = lunce.zeros(32, 16, gpu):requires_grad_()
+      local z_j = lunce.zeros(32, 16, gpu):requires_grad_()
+      for _ = 1, 2 do
+        z_i.grad, z_j.grad = nil, nil
+        lunce.scope(function() lunce.loss.nt_xent(z_i, z_j, { tau = 0.5 }):backward() end)
+      end
+      lunce.cuda.synchronize()]]
+    assert.equal(0, (dry("LUNCE_CUDA_HOST_FAULT=100", code)))
+    assert.equal(3, (dry("LUNCE_CUDA_HOST_FAULT=60", code))) -- it does launch
+  end)
+end)

@@ -449,3 +449,54 @@ describe("the vocabulary of links:", function()
     near({ 1, 0 }, x.grad)
   end)
 end)
+
+-- More rows than a warp looks through at once. Columns that are named once are not looked for.
+describe("entries of columns that are named", function()
+  local N = 70
+  local NAMED = {
+    once = function(i) return N + 1 - i end,
+    ["from the end"] = function(i) return i == 1 and -1 or i - 1 end,
+    often = function(i) return i % 3 + 1 end,
+    ["once or twice"] = function(i) return i % 5 == 0 and i - 1 or i end,
+    ["always, the same"] = function() return 7 end,
+  }
+  local function named(of)
+    local list = {}
+    for i = 1, N do list[i] = of(i) end
+    return lunce.tensor(list, { dtype = "int64" })
+  end
+
+  for name, of in pairs(NAMED) do
+    it(name .. " give dense gradients", function()
+      local chosen, gradients = named(of), {}
+      for _, engine in ipairs{ "dense", "fused" } do
+        similarity.engine(engine)
+        local x = lunce.randn(N, 9, { seed = 1, dtype = "float64" }):requires_grad_()
+        local y = lunce.randn(N + 20, 9, { seed = 2, dtype = "float64" }):requires_grad_()
+        local own, other = similarity.cosine(x):at(chosen), similarity.dot(x, y):at(chosen);
+        (own * own + other * other * other):sum():backward()
+        gradients[engine] = { x.grad, y.grad }
+      end
+      for i = 1, 2 do
+        local off = (gradients.dense[i] - gradients.fused[i]):abs():max():item()
+        assert.is_true(off < 1e-10, ("%d: %.1e"):format(i, off))
+      end
+    end)
+  end
+
+  it("by an index that is kept, and changes between steps", function()
+    local x = lunce.randn(N, 9, { seed = 1 })
+    local chosen = named(NAMED["from the end"]):keep()
+    local S = similarity.cosine(x)
+    local first, again = S:at(chosen), S:at(chosen)
+    chosen:copy_(named(NAMED.once))
+    local other = similarity.cosine(x):at(chosen)
+    assert.is_true(first:eq(again):all():item())
+    assert.is_true(first:eq(S:at(named(NAMED["from the end"]))):all():item())
+    assert.is_true(other:eq(S:at(named(NAMED.once))):all():item())
+    local wide = similarity.cosine(x, lunce.randn(N + 5, 9, { seed = 3 }))
+    chosen:copy_(named(NAMED["from the end"]))
+    S:at(chosen)
+    assert.is_true(wide:at(chosen):eq(wide:at(named(NAMED["from the end"]))):all():item())
+  end)
+end)
