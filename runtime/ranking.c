@@ -12,7 +12,7 @@ static ln_status check_rows(const ln_tensor *q, const ln_tensor *k, int tile_dty
     ln_status status = ln_similarity_check(q, k);
     if (status == LN_OK) status = ln_tile_dtype_check(tile_dtype);
     if (status != LN_OK) return status;
-    return ln_masks_check(n_masks, masks, ln_device(q), q->shape[0], columns_of(q, k));
+    return ln_masks_check(n_masks, masks, ln_device(q), q->shape[0], columns_of(q, k), false);
 }
 
 ln_status ln_similarity_topk(ln_tensor **values, ln_tensor **columns, const ln_tensor *q,
@@ -87,7 +87,9 @@ fail:
     return status;
 }
 
-static ln_status check_columns(const ln_tensor *columns, const ln_tensor *q, const ln_tensor *k) {
+/* looked: an operator before has looked at the columns, and kernels of a device look again. */
+static ln_status check_columns(const ln_tensor *columns, const ln_tensor *q, const ln_tensor *k,
+                               bool looked) {
     ln_status status = ln_similarity_check(q, k);
     if (status == LN_OK) status = ln_check_beside(q, columns);
     if (status != LN_OK) return status;
@@ -96,6 +98,7 @@ static ln_status check_columns(const ln_tensor *columns, const ln_tensor *q, con
         return ln_fail(LN_BAD_ARGUMENT,
                        "similarity: columns are %s; (%lld,K) contiguous int64 is taken",
                        ln_text(columns), (long long)q->shape[0]);
+    if (looked && ln_device(q) != LN_CPU) return LN_OK;
     return ln_index_check(columns, columns_of(q, k), "similarity");
 }
 
@@ -103,7 +106,7 @@ ln_status ln_similarity_at(ln_tensor **out, const ln_tensor *q, const ln_tensor 
                            const ln_tensor *columns) {
     const ln_tensor *given = *out;
     ln_status status;
-    LN_TRY(check_columns(columns, q, k));
+    LN_TRY(check_columns(columns, q, k, false));
     LN_TRY(ln_out(out, q->dtype, ln_device(q), 2, columns->shape, "similarity"));
     LN_TRY(ln_backend_of(ln_device(q))->similarity_at(*out, q, k, cosine, columns));
     return LN_OK;
@@ -131,7 +134,7 @@ ln_status ln_similarity_at_backward(ln_tensor **dq, ln_tensor **dk, const ln_ten
                                     const ln_tensor *columns) {
     ln_tensor *to_q = NULL, *to_k = NULL;
     ln_status status;
-    LN_TRY(check_columns(columns, q, k));
+    LN_TRY(check_columns(columns, q, k, true));
     LN_TRY(ln_check_beside(q, dy));
     if (!ln_same_shape(dy, columns) || dy->dtype != q->dtype || !ln_is_contiguous(dy) ||
         (k == NULL && dk != NULL))
@@ -175,7 +178,7 @@ ln_status ln_similarity_count(ln_tensor **out, int device, int64_t n, int64_t m,
     const ln_tensor *given = *out;
     ln_tensor *sorted = NULL;
     LN_TRY(ln_device_check(device, "similarity"));
-    LN_TRY(ln_masks_check(n_masks, masks, device, n, m));
+    LN_TRY(ln_masks_check(n_masks, masks, device, n, m, false));
     LN_TRY(sort_labels(&sorted, n_masks, masks));
     LN_TRY(ln_out(out, LN_INT64, device, 1, &n, "similarity"));
     LN_TRY(ln_backend_of(device)->similarity_count(*out, m, n_masks, masks, sorted));

@@ -69,7 +69,7 @@ static bool is_list(const ln_tensor *t, int64_t n, int device) {
            ln_is_contiguous(t) && ln_device(t) == device;
 }
 
-static ln_status check_mask(const ln_mask *mask, int device, int64_t n, int64_t m) {
+static ln_status check_mask(const ln_mask *mask, int device, int64_t n, int64_t m, bool looked) {
     if (mask->kind < LN_MASK_SELF || mask->kind > LN_MASK_TRIANGLE)
         return ln_fail(LN_BAD_ARGUMENT, "similarity: there is no mask %d", mask->kind);
     if (mask->kind == LN_MASK_SELF || mask->kind == LN_MASK_TRIANGLE) return LN_OK;
@@ -77,7 +77,8 @@ static ln_status check_mask(const ln_mask *mask, int device, int64_t n, int64_t 
         return ln_fail(LN_BAD_ARGUMENT,
                        "similarity: a mask takes (%lld) int64 for the rows; got %s", (long long)n,
                        mask->row != NULL ? ln_text(mask->row) : "none");
-    if (mask->kind == LN_MASK_INDEX) return ln_index_check(mask->row, m, "similarity");
+    if (mask->kind == LN_MASK_INDEX)
+        return looked ? LN_OK : ln_index_check(mask->row, m, "similarity");
     if (!is_list(mask->column, m, device))
         return ln_fail(LN_BAD_ARGUMENT,
                        "similarity: a mask takes (%lld) int64 for the columns; got %s",
@@ -85,13 +86,14 @@ static ln_status check_mask(const ln_mask *mask, int device, int64_t n, int64_t 
     return ln_check_inputs("similarity", 2, (const ln_tensor *[]){mask->row, mask->column});
 }
 
-ln_status ln_masks_check(int n_masks, const ln_mask *masks, int device, int64_t n, int64_t m) {
+ln_status ln_masks_check(int n_masks, const ln_mask *masks, int device, int64_t n, int64_t m,
+                         bool looked) {
     if (n_masks < 0 || n_masks > LN_MAX_MASKS)
         return ln_fail(LN_BAD_ARGUMENT, "similarity: %d masks; up to %d are taken", n_masks,
                        LN_MAX_MASKS);
     ln_status status = LN_OK;
     for (int i = 0; i < n_masks && status == LN_OK; i++)
-        status = check_mask(&masks[i], device, n, m);
+        status = check_mask(&masks[i], device, n, m, looked);
     return status;
 }
 
@@ -99,7 +101,8 @@ static bool is_step(const ln_reduction *r, int step) {
     return step >= 0 && step < r->n_steps;
 }
 
-static ln_status check_reduction(const ln_reduction *r, const ln_tensor *q, int64_t m) {
+static ln_status check_reduction(const ln_reduction *r, const ln_tensor *q, int64_t m,
+                                 bool looked) {
     if (r->kind != LN_REDUCE_LSE && r->kind != LN_REDUCE_SUM)
         return ln_fail(LN_BAD_ARGUMENT, "similarity: there is no reduction %d", r->kind);
     if (r->n_parameters < 0 || r->n_parameters > LN_LINK_PARAMETERS)
@@ -115,7 +118,7 @@ static ln_status check_reduction(const ln_reduction *r, const ln_tensor *q, int6
     }
     if (!known)
         return ln_fail(LN_BAD_ARGUMENT, "link: its value or a slope is not one of its steps");
-    return ln_masks_check(r->n_masks, r->masks, ln_device(q), q->shape[0], m);
+    return ln_masks_check(r->n_masks, r->masks, ln_device(q), q->shape[0], m, looked);
 }
 
 ln_status ln_tile_dtype_check(int tile_dtype) {
@@ -123,8 +126,9 @@ ln_status ln_tile_dtype_check(int tile_dtype) {
     return ln_fail(LN_BAD_ARGUMENT, "similarity: there is no dtype of tiles %d", tile_dtype);
 }
 
+/* looked: see ln_masks_check; on the CPU it is not taken on trust. */
 static ln_status check_all(const ln_tensor *q, const ln_tensor *k, int tile_dtype, int n,
-                           const ln_reduction *r) {
+                           const ln_reduction *r, bool looked) {
     ln_status status = ln_similarity_check(q, k);
     if (status == LN_OK) status = ln_tile_dtype_check(tile_dtype);
     if (status != LN_OK) return status;
@@ -132,7 +136,8 @@ static ln_status check_all(const ln_tensor *q, const ln_tensor *k, int tile_dtyp
         return ln_fail(LN_BAD_ARGUMENT, "similarity: %d reductions at once; 1 to %d are taken", n,
                        LN_MAX_REDUCTIONS);
     int64_t m = k != NULL ? k->shape[0] : q->shape[0];
-    for (int i = 0; i < n && status == LN_OK; i++) status = check_reduction(&r[i], q, m);
+    looked &= ln_device(q) != LN_CPU;
+    for (int i = 0; i < n && status == LN_OK; i++) status = check_reduction(&r[i], q, m, looked);
     return status;
 }
 
@@ -289,7 +294,7 @@ ln_status ln_similarity_forward(ln_tensor **out, const ln_tensor *q, const ln_te
                                 ln_tiles *tiles) {
     ln_tensor *made[LN_MAX_REDUCTIONS] = {0}, *shifts[LN_MAX_REDUCTIONS] = {0};
     ln_status status;
-    LN_TRY(check_all(q, k, tile_dtype, n, reductions));
+    LN_TRY(check_all(q, k, tile_dtype, n, reductions, false));
     LN_TRY(ln_tiles_check(tiles, q));
     LN_TRY(choose_shifts(shifts, q, k, cosine, n, reductions));
     for (int i = 0; i < n; i++) {
@@ -362,7 +367,7 @@ ln_status ln_similarity_backward(ln_tensor **dq, ln_tensor **dk, ln_tensor **dpa
     ln_tensor *shifts[LN_MAX_REDUCTIONS] = {0};
     int count = 0;
     ln_status status;
-    LN_TRY(check_all(q, k, tile_dtype, n, reductions));
+    LN_TRY(check_all(q, k, tile_dtype, n, reductions, true));
     LN_TRY(check_cotangents(dy, y, q, k, n, reductions));
     LN_TRY(ln_tiles_check(tiles, q));
     if (k == NULL && dk != NULL)
