@@ -129,8 +129,10 @@ describe("rows of a list", function()
 
   it("name what does not fit", function()
     local a = lunce.zeros(2, 3, { device = device })
+    local other = lunce.zeros(2, 4, { device = device })
     local cases = {
-      ["rows 1 are (2,3) float32 and rows 2 (2,4) float32"] = { a, lunce.zeros(2, 4) },
+      ["(2,4) float32 on " .. tostring(a.device) .. "; they differ in width"] = { a, other },
+      ["rows 2 (2,3) float64"] = { a, a:double() },
       ["a list of such; got 4"] = { a, 4 },
       ["a list of such; got a table"] = {},
     }

@@ -42,16 +42,21 @@ Similarity.__index = Similarity
 
 local need_rows
 
+local function described(x)
+  return ("(%d,%d) %s on %s"):format(x.shape[1], x.shape[2], x.dtype, x.device)
+end
+
 -- The rows of a list of tensors, one after the other; they may lie apart where that is taken.
 local function join_rows(list, what, apart)
   local parts = {}
   for i = 1, #list do
-    parts[i] = need_rows(list[i], what)
-    if parts[i].shape[2] ~= parts[1].shape[2] or parts[i].dtype ~= parts[1].dtype then
-      raise("%s: rows 1 are (%d,%d) %s and rows %d (%d,%d) %s; they differ in width or dtype", what,
-        parts[1].shape[1], parts[1].shape[2], parts[1].dtype, i, parts[i].shape[1],
-        parts[i].shape[2], parts[i].dtype)
+    local x = need_rows(list[i], what)
+    local first = parts[1] or x
+    if x.shape[2] ~= first.shape[2] or x.dtype ~= first.dtype or x.device ~= first.device then
+      raise("%s: rows 1 are %s and rows %d %s; they differ in width, dtype or device", what,
+        described(first), i, described(x))
     end
+    parts[i] = x
   end
   if apart and used == "fused" then return joined.join(parts) end
   return lunce.cat(parts, 1)
