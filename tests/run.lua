@@ -7,7 +7,8 @@
 --   DEVICE=cuda ./lunce tests/run.lua          the tests of operators, on a GPU
 --
 -- Without DEVICE, all tests run on the CPU, and then those of operators on the CUDA backend's
--- kernels too: on the host, by the shim of tests/cuda-host/, where that was built.
+-- kernels too: on the host, by the shim of tests/cuda-host/, where that was built, two files at once
+-- of one thread each.
 --
 -- LUNCE_TEST_UNDER is a command that each file's process runs under; what it fails with counts.
 -- One file through busted itself: busted --lua=luajit tests/tensor_test.lua
@@ -96,16 +97,21 @@ local function command()
   return table.concat(words, " ")
 end
 
-local function run_file(file, environment, options)
-  local counts, status
-  -- timeout makes a process group, so that a hanging file ends with all it started, and hears of
-  -- Ctrl-C only through the trap.
-  local child = io.popen(("trap 'kill $p' INT; %s timeout -k 5 %d %s %s --here %s%s 2>&1 & p=$!; "
-    .. "wait $p; echo status $?"):format(environment, SECONDS, UNDER, command(), options,
-    quote(file)))
+-- timeout makes a process group, so that a hanging file ends with all it started, and hears of
+-- Ctrl-C only through the trap.
+local function start_file(file, environment, options)
+  return io.popen(("trap 'kill $p' INT; t=$(date +%%s); %s timeout -k 5 %d %s %s --here %s%s 2>&1 &"
+    .. " p=$!; wait $p; echo status $? $(($(date +%%s) - t))"):format(environment, SECONDS, UNDER,
+    command(), options, quote(file)))
+end
+
+-- The counts of a file that was started, and its seconds.
+local function finish_file(file, child)
+  local counts, status, seconds
   for line in child:lines() do
     local passed, failed, skipped = line:match("^(%d+) passed, (%d+) failed, (%d+) skipped$")
-    status = tonumber(line:match("^status (%d+)$"))
+    status, seconds = line:match("^status (%d+) (%d+)$")
+    status = tonumber(status)
     if passed then
       counts = { tonumber(passed), tonumber(failed), tonumber(skipped) }
     elseif not status then
@@ -120,20 +126,24 @@ local function run_file(file, environment, options)
       status == 124 and " (timed out)" or status > 128 and " (signal " .. status - 128 .. ")"
       or ""))
   end
-  return counts
+  return counts, tonumber(seconds)
 end
 
 local here = arg[0]:match("^(.*)/") or "."
 local total = { 0, 0, 0 }
 
--- where: what is added to a file's name; environment: of its process; options: busted's.
-local function run_files(files, where, environment, options)
-  for _, file in ipairs(files) do
-    local start = os.time()
-    local counts = run_file(file, environment, options or "")
+-- where: what is added to a file's name; environment: of its process; options: busted's; at_once:
+-- how many run side by side, told in the files' order.
+local function run_files(files, where, environment, options, at_once)
+  local children = {}
+  for n, file in ipairs(files) do
+    for i = n, math.min(n + at_once - 1, #files) do
+      children[i] = children[i] or start_file(files[i], environment, options)
+    end
+    local counts, seconds = finish_file(file, children[n])
     for i = 1, 3 do total[i] = total[i] + counts[i] end
     print(("%s%s: %d passed, %d failed, %d skipped, %d s"):format(file, where, counts[1],
-      counts[2], counts[3], os.time() - start))
+      counts[2], counts[3], seconds or 0))
     io.flush()
   end
 end
@@ -163,12 +173,12 @@ local function run_on_host()
     return
   end
   file:close()
-  local environment = "DEVICE=cuda LUNCE_CUDA=" .. quote(shim)
-  run_files(device_files(), " with CUDA on the host", environment)
+  local environment = "OMP_NUM_THREADS=1 DEVICE=cuda LUNCE_CUDA=" .. quote(shim)
+  run_files(device_files(), " with CUDA on the host", environment, "", 2)
   run_files({ here .. "/cuda_test.lua", here .. "/upload_test.lua",
     here .. "/similarity_test.lua", here .. "/tile_dtype_test.lua", here .. "/tile_rank_test.lua",
     here .. "/mirror_test.lua" }, " with CUDA on the host, threads in reverse",
-    environment .. " LUNCE_CUDA_HOST_REVERSE=1")
+    environment .. " LUNCE_CUDA_HOST_REVERSE=1", "", 2)
 end
 
 local function main(...)
@@ -182,9 +192,9 @@ local function main(...)
     end
   end
   if DEVICE ~= "" then
-    run_files(files[1] and files or device_files(true), " on " .. DEVICE, "", options)
+    run_files(files[1] and files or device_files(true), " on " .. DEVICE, "", options, 1)
   else
-    run_files(files[1] and files or all_files(), "", "", options)
+    run_files(files[1] and files or all_files(), "", "", options, 1)
     if not files[1] and options == "" then run_on_host() end
   end
   print(("%d passed, %d failed, %d skipped"):format(unpack(total)))
