@@ -7,8 +7,8 @@
 --   DEVICE=cuda ./lunce tests/run.lua          the tests of operators, on a GPU
 --
 -- Without DEVICE, all tests run on the CPU, and then those of operators on the CUDA backend's
--- kernels too: on the host, by the shim of tests/cuda-host/, where that was built, two files at once
--- of one thread each.
+-- kernels too: on the host, by the shim of tests/cuda-host/, where that was built, two files at
+-- once, of one thread each.
 --
 -- LUNCE_TEST_UNDER is a command that each file's process runs under; what it fails with counts.
 -- One file through busted itself: busted --lua=luajit tests/tensor_test.lua
