@@ -4,7 +4,7 @@
 local here = debug.getinfo(1, "S").source:match "^@(.*/)" or "./"
 local program = os.getenv "LUNCE_PROGRAM" or here .. "../lunce"
 local built = here .. "../build/tests/"
-local PTX = ("LUNCE_CUDA='%sliblunce_cuda.so' LUNCE_CUDA_HOST_PTX=1"):format(built)
+local PTX = ("LUNCE_CUDA='%sliblunce_cuda.so' LUNCE_CUDA_HOST_PTX=links"):format(built)
 
 -- What a command prints, and its status.
 local function run(command)

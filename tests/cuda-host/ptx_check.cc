@@ -101,6 +101,10 @@ static void check_races(void) {
             OTHER WRITE "bar.sync 0;\n" READ "bar.warp.sync %r4;\n" WRITE, 64, "a race: ");
     refuses("two writes", "mov.u32 %r5, memory;\nst.shared.u32 [%r5], %r1;\n", 32,
             "a race: two writes");
+    accepts("two writes of the same by one instruction",
+            "mov.u32 %r5, memory;\nst.shared.u32 [%r5], %r4;\n", 32);
+    refuses("two writes of the same by two warps",
+            "mov.u32 %r5, memory;\nst.shared.u32 [%r5], %r4;\n", 64, "a race: two writes");
     accepts("atomics",
             "mov.u32 %r5, memory;\nsetp.eq.s32 %p1, %r1, 0;\n"
             "@%p1 st.shared.u32 [%r5], %r1;\nbar.sync 0;\natom.shared.add.u32 %r6, [%r5], 1;\n",
