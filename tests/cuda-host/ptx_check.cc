@@ -122,6 +122,11 @@ static void check_places(void) {
     refuses("past a block of memory", "st.global.u32 [%rd2+4096], %r1;\n", 32, "global memory");
     refuses("a store of nothing", "st.global.u32 [%rd2], %r8;\n", 32, "without a value");
     refuses("a condition of nothing", "@%p1 bra $x;\n$x:\n", 32, "without a value");
+    accepts("a condition that one operand decides",
+            "setp.lt.s32 %p1, %r1, 0;\nand.pred %p3, %p2, %p1;\n@%p3 bra $x;\n$x:\n", 32);
+    refuses("one that it does not decide",
+            "setp.ge.s32 %p1, %r1, 0;\nand.pred %p3, %p2, %p1;\n@%p3 bra $x;\n$x:\n", 32,
+            "a condition is without a value");
     refuses("an unknown instruction", "add.sat.s32 %r5, %r1, %r1;\n", 32, "does not know");
 }
 

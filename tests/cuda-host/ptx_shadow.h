@@ -18,7 +18,7 @@ struct ptx_shadow {
 
 /* Of a page of global memory, by granules of 4 bytes or, where a module has smaller accesses, of
  * bytes: the blocks that have touched them, counted from 1. */
-enum { PTX_PAGE = 4096 };
+enum { PTX_PAGE = 512 };
 struct ptx_page {
     uint32_t writer[PTX_PAGE], reader[PTX_PAGE];
     bool atomic[PTX_PAGE];
