@@ -226,8 +226,10 @@ asan: asan-build ## run the tests under AddressSanitizer and UBSan, with the JIT
 	$(ASAN) tests/run.lua
 	$(ASAN) -e 'jit.off()' tests/run.lua
 
-# Each test of what is compiled at run time; those of no halves compile many links.
+# Each test of what is compiled at run time; those of no halves compile many links. And of the other
+# kernels, but for those whose tensors of 32 MB are too many to interpret.
 PTX_TESTS = tile_random epilogue mirror tile_rank tile_dtype similarity topk link family loss fused
+PTX_TESTS += nn optim random augment eval graph captured autograd tensor channels_last
 ptx-files: $(PTX_FILES)
 
 ptx: all cuda-host ptx-files ## run kernels as PTX that the host interprets; needs no GPU
