@@ -110,6 +110,16 @@ static void check_races(void) {
             "@%p1 st.shared.u32 [%r5], %r1;\nbar.sync 0;\natom.shared.add.u32 %r6, [%r5], 1;\n",
             64);
     refuses("blocks that write the same", "st.global.u32 [%rd2], %r1;\n", 32, "a race: global", 2);
+#define GLOBAL_OTHER "xor.b32 %r5, %r2, 128;\ncvt.u64.u32 %rd3, %r5;\nadd.s64 %rd3, %rd3, %rd1;\n"
+#define GLOBAL_WRITE "st.global.u32 [%rd2], %r1;\n"
+#define GLOBAL_READ "ld.global.u32 %r6, [%rd3];\n"
+    refuses("global memory that another warp writes", GLOBAL_OTHER GLOBAL_WRITE GLOBAL_READ, 64,
+            "a race: global");
+    accepts("global memory, after a barrier", GLOBAL_OTHER GLOBAL_WRITE "bar.sync 0;\n" GLOBAL_READ,
+            64);
+    refuses("global memory over what another warp reads",
+            GLOBAL_OTHER GLOBAL_WRITE "bar.sync 0;\n" GLOBAL_READ GLOBAL_WRITE, 64,
+            "a race: global");
     refuses("never written", READ, 32, "an address without a value");
     refuses("nobody has written", "ld.shared.u32 %r6, [%r3];\n", 32, "nobody has written");
 }

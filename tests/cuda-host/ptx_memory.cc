@@ -83,7 +83,7 @@ static void load(ptx_warp &w, const ptx_instruction &i, uint32_t lanes) {
     for (int k = 0; k < i.count; k++) w.give(i.out[k], lanes, lanes);
 }
 
-/* Whether the lane writes to shared memory what the lane before it does: CUDA leaves open which of
+/* Whether the lane writes what the lane before it does: CUDA leaves open which of
  * a warp's lanes one instruction writes for, so that these are one write and no race. */
 template <typename R>
 static bool is_repeated(ptx_warp &w, const ptx_instruction &i, uint32_t lanes, int lane) {
@@ -91,10 +91,10 @@ static bool is_repeated(ptx_warp &w, const ptx_instruction &i, uint32_t lanes, i
     if (i.count > 1 || before == 0) return false;
     int other = 31 - __builtin_clz(before);
     uint64_t at = address_of(w, i, 0, lane);
-    bool shared = i.space == PTX_SHARED ||
-                  (i.space == PTX_GENERIC && at >= PTX_SHARED_WINDOW && at < PTX_LOCAL_WINDOW);
+    bool own = i.space == PTX_LOCAL || (i.space == PTX_GENERIC && at >= PTX_LOCAL_WINDOW &&
+                                        at >> 32 == PTX_LOCAL_WINDOW >> 32);
     const R *values = w.row<R>(i.in[1]);
-    return shared && at == address_of(w, i, 0, other) && values[lane] == values[other] &&
+    return !own && at == address_of(w, i, 0, other) && values[lane] == values[other] &&
            (w.has(i.in[1]) >> lane & w.has(i.in[1]) >> other & 1);
 }
 
