@@ -227,14 +227,15 @@ asan: asan-build ## run the tests under AddressSanitizer and UBSan, with the JIT
 	$(ASAN) -e 'jit.off()' tests/run.lua
 
 # Each test of what is compiled at run time; those of no halves compile many links. And of the other
-# kernels, but for those whose tensors of 32 MB are too many to interpret.
+# kernels; tensors of 32 MB are too many elements to interpret.
 PTX_TESTS = tile_random epilogue mirror tile_rank tile_dtype similarity topk link family loss fused
-PTX_TESTS += nn optim random augment eval graph captured autograd tensor channels_last
+PTX_TESTS += ops nn optim random augment eval graph captured autograd tensor channels_last
 ptx-files: $(PTX_FILES)
 
 ptx: all cuda-host ptx-files ## run kernels as PTX that the host interprets; needs no GPU
 	DEVICE=cuda LUNCE_CUDA=$(CURDIR)/$(BUILD)/tests/liblunce_cuda.so LUNCE_CUDA_HOST_PTX=1 \
-	  LUNCE_TEST_SECONDS=3000 ./lunce tests/run.lua $(PTX_TESTS:%=tests/%_test.lua)
+	  LUNCE_TEST_SECONDS=3000 ./lunce tests/run.lua --filter-out='32 MB' \
+	  $(PTX_TESTS:%=tests/%_test.lua)
 
 sanitize-cuda: all ## run a reduced table of tests under compute-sanitizer, on a GPU
 	./lunce tests/sanitize.lua
