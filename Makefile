@@ -151,6 +151,15 @@ $(SHIM)/liblunce_cuda.so: $(HOST_OBJS) $(BUILD)/liblunce.so
 	$(CXX) -shared $(LDFLAGS) -Wl,-z,defs,-z,nodelete $(RPATH)'$$ORIGIN:$$ORIGIN/..' -o $@ \
 	  $(HOST_OBJS) -L$(BUILD) -llunce -ldl -lpthread
 
+# The same kernels as PTX, which the shim interprets where it is asked to; made only when named.
+PTX_FILES = $(patsubst runtime/cuda/%.cu,$(SHIM)/ptx/%.ptx,\
+  $(shell grep -l __global__ runtime/cuda/*.cu))
+$(addprefix $(SHIM)/ptx/,random.ptx augment.ptx): FMAD_PTX = -fmad=false
+$(SHIM)/ptx/%.ptx: runtime/cuda/%.cu Makefile
+	@mkdir -p $(@D)
+	$(NVCC) -ptx -arch=compute_90 -std=c++17 -O3 -lineinfo $(FMAD_PTX) $(HOST_LIMITS) -Iruntime \
+	  -I$(BUILD)/include -MMD -MP -o $@ $<
+
 # What the shim finds as cuDNN.
 $(SHIM)/libcudnn.so.9: $(SHIM)/cuda-host/cudnn.o $(SHIM)/liblunce_cuda.so
 	$(CXX) -shared $(LDFLAGS) -Wl,-z,defs $(RPATH)'$$ORIGIN:$$ORIGIN/..' -o $@ $< \
@@ -159,14 +168,15 @@ $(SHIM)/libcudnn.so.9: $(SHIM)/cuda-host/cudnn.o $(SHIM)/liblunce_cuda.so
 $(SHIM)/cuda-host/cudnn_check.o: CXXFLAGS_HOST = -std=c++17 $(WARN_HOST) -Iruntime/cuda \
   $(if $(NVCC),-I$(CUDA_HOME)/include)
 
-$(SHIM)/cuda-host-check: $(patsubst %,$(SHIM)/cuda-host/%.o,\
-  check threads memory streams graphs)
-	$(CXX) $(LDFLAGS) -o $@ $^ -lpthread
+# What a launch needs: fibres and the interpreter.
+RUNNING = $(patsubst %,$(SHIM)/cuda-host/%.o,threads memory streams graphs mma ptx_decode \
+  ptx_entries ptx_floats ptx_integers ptx_lanes ptx_memory ptx_parse ptx_round ptx_run ptx_shadow \
+  ptx_warp)
+$(SHIM)/cuda-host-check: $(SHIM)/cuda-host/check.o $(RUNNING) $(BUILD)/liblunce.so
+	$(CXX) $(LDFLAGS) $(RPATH)'$$ORIGIN/..' -o $@ $(filter %.o,$^) -L$(BUILD) -llunce -ldl -lpthread
 
-$(SHIM)/ptx-check: $(patsubst %,$(SHIM)/cuda-host/%.o,\
-  ptx_check threads memory streams graphs mma ptx_decode ptx_floats ptx_integers ptx_lanes \
-  ptx_memory ptx_parse ptx_round ptx_run ptx_shadow ptx_warp) $(BUILD)/liblunce.so
-	$(CXX) $(LDFLAGS) $(RPATH)'$$ORIGIN/..' -o $@ $(filter %.o,$^) -L$(BUILD) -llunce -lpthread
+$(SHIM)/ptx-check: $(SHIM)/cuda-host/ptx_check.o $(RUNNING) $(BUILD)/liblunce.so
+	$(CXX) $(LDFLAGS) $(RPATH)'$$ORIGIN/..' -o $@ $(filter %.o,$^) -L$(BUILD) -llunce -ldl -lpthread
 
 # Compiles for devices what the host runs; needs no GPU, but NVRTC.
 $(SHIM)/nvrtc: tests/cuda-host/nvrtc.cc Makefile
@@ -179,7 +189,7 @@ cuda-host: $(SHIM)/liblunce_cuda.so $(SHIM)/cuda-host-check $(SHIM)/ptx-check \
   $(if $(NVCC),$(SHIM)/nvrtc)
 
 -include $(LIBRARY_OBJS:.o=.d) $(PROGRAM_OBJS:.o=.d) $(CUDA_OBJS:.o=.d) $(HOST_OBJS:.o=.d) \
-  $(wildcard $(SHIM)/cuda-host/*.d)
+  $(wildcard $(SHIM)/cuda-host/*.d $(SHIM)/ptx/*.d)
 
 # The set-up may bring what the variables above ask for, so make starts anew after it.
 demo: deps ## set up, build, then train on the shipped digits (DEVICE=cuda: on a GPU)
@@ -216,11 +226,16 @@ asan: asan-build ## run the tests under AddressSanitizer and UBSan, with the JIT
 	$(ASAN) tests/run.lua
 	$(ASAN) -e 'jit.off()' tests/run.lua
 
-# Each test of what is compiled at run time; those of no halves compile many links.
+# Each test of what is compiled at run time; those of no halves compile many links. And of the other
+# kernels; tensors of 32 MB are too many elements to interpret.
 PTX_TESTS = tile_random epilogue mirror tile_rank tile_dtype similarity topk link family loss fused
-ptx: all cuda-host ## run kernels of links as PTX that the host interprets; needs NVRTC, but no GPU
+PTX_TESTS += ops nn optim random augment eval graph captured autograd tensor channels_last
+ptx-files: $(PTX_FILES)
+
+ptx: all cuda-host ptx-files ## run kernels as PTX that the host interprets; needs no GPU
 	DEVICE=cuda LUNCE_CUDA=$(CURDIR)/$(BUILD)/tests/liblunce_cuda.so LUNCE_CUDA_HOST_PTX=1 \
-	  LUNCE_TEST_SECONDS=3000 ./lunce tests/run.lua $(PTX_TESTS:%=tests/%_test.lua)
+	  LUNCE_TEST_SECONDS=3000 ./lunce tests/run.lua --filter-out='32 MB' \
+	  $(PTX_TESTS:%=tests/%_test.lua)
 
 sanitize-cuda: all ## run a reduced table of tests under compute-sanitizer, on a GPU
 	./lunce tests/sanitize.lua
@@ -265,4 +280,4 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: all library program cuda-host demo test deps check format asan-build asan sanitize-cuda \
-  ptx fuzz tsan bench memory-cuda stress install dist clean help
+  ptx ptx-files fuzz tsan bench memory-cuda stress install dist clean help

@@ -232,7 +232,7 @@ static __global__ void reduce_kernel(reduction r, state<T> *partials) {
             if constexpr (sums) states[place] = scan_sums(r, at, from + lane, to, r.lanes);
             else states[place] = scan<T>(r, at, from + lane, to, r.lanes);
         }
-        join_lanes(r, states, place, lane);
+        join_lanes(r, states, place, item < items ? lane : r.lanes); /* no item: nothing to join */
         if (item < items && lane == 0) {
             if (r.chunks > 1) partials[item] = states[place];
             else store_result(r, states[place], at);

@@ -3,7 +3,8 @@
  * interpreted. Holds no kernels. Invariant: an object is named by a hash of its source, and moved
  * to its place when it is whole.
  *
- * LUNCE_CUDA_HOST_PTX: 1 to have PTX; see ptx.h. */
+ * LUNCE_CUDA_HOST_PTX: "links" to have PTX, 1 to have that of the shim's own kernels too; see
+ * ptx.h. */
 #include "compile.h"
 
 #include <dlfcn.h>
@@ -140,20 +141,6 @@ static void run_thread(void *context) {
     c->kernel->run(c->argument);
 }
 
-static void run_interpreted(const cudaLaunchConfig_t *config, void *context) {
-    const call *c = (const call *)context;
-    ptx_launch launch;
-    launch.module = c->kernel->ptx;
-    launch.kernel = &c->kernel->ptx->kernels.at("epilogue_kernel");
-    const dim3 grid = config->gridDim, block = config->blockDim;
-    const unsigned blocks[] = {grid.x, grid.y, grid.z}, threads[] = {block.x, block.y, block.z};
-    memcpy(launch.grid, blocks, sizeof blocks);
-    memcpy(launch.block, threads, sizeof threads);
-    launch.dynamic_bytes = (int64_t)config->dynamicSmemBytes;
-    std::string error = ptx_run(launch, c->argument);
-    if (!error.empty()) cuda_host_fault(cudaErrorLaunchFailure, "%s", error.c_str());
-}
-
 /* The argument is copied, as a launch does. */
 ln_status cuda_run(const compiled *kernel, unsigned blocks, unsigned threads, size_t shared,
                    const void *argument, size_t bytes, const char *what) {
@@ -171,8 +158,8 @@ ln_status cuda_run(const compiled *kernel, unsigned blocks, unsigned threads, si
     config.gridDim = dim3(blocks);
     config.blockDim = dim3(threads);
     if (kernel->ptx != NULL)
-        error = cuda_host_launch_grid(&config, (const void *)kernel, run_interpreted, c,
-                                      sizeof *c + bytes);
+        error = ptx_launch_entry(&config, (const void *)kernel, kernel->ptx,
+                                 &kernel->ptx->kernels.at("epilogue_kernel"), argument);
     else error = cuda_host_launch(&config, (const void *)kernel, run_thread, c, sizeof *c + bytes);
     free(c);
     return cuda_check(error, what);

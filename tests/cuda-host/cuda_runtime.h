@@ -145,13 +145,29 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute name, int
 cudaError_t cuda_host_launch(const cudaLaunchConfig_t *config, const void *kernel,
                              void (*thread)(void *context), void *context, size_t bytes);
 
-template <typename... Parameters, typename... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(Parameters...),
-                               Arguments &&...arguments) {
-    auto thread = [=] { kernel(Parameters(arguments)...); };
+/* Whether kernels are run as PTX; and such a launch: where each argument lies, and their sizes with
+ * a 0 behind them. See ptx_entries.cc. */
+bool cuda_host_interprets(void);
+cudaError_t cuda_host_interpret(const cudaLaunchConfig_t *config, const void *kernel,
+                                const void *const *places, const size_t *bytes);
+
+template <typename... Parameters>
+cudaError_t cuda_host_launch_typed(const cudaLaunchConfig_t *config, void (*kernel)(Parameters...),
+                                   Parameters... arguments) {
+    const void *places[] = {&arguments..., NULL};
+    const size_t bytes[] = {sizeof arguments..., 0};
+    if (cuda_host_interprets())
+        return cuda_host_interpret(config, (const void *)kernel, places, bytes);
+    auto thread = [=] { kernel(arguments...); };
     return cuda_host_launch(
         config, (const void *)kernel, [](void *context) { (*(decltype(thread) *)context)(); },
         &thread, sizeof thread);
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(Parameters...),
+                               Arguments &&...arguments) {
+    return cuda_host_launch_typed<Parameters...>(config, kernel, Parameters(arguments)...);
 }
 
 #endif

@@ -17,6 +17,8 @@
 #include <string>
 #include <vector>
 
+#include "cuda_runtime.h"
+
 enum { PTX_LANES = 32, PTX_ALL = -1, PTX_ROW_BYTES = 4 * PTX_LANES };
 enum { PTX_MOST_WARPS = 32, PTX_MOST_SHARED = 227 << 10 };
 
@@ -221,6 +223,12 @@ struct ptx_launch {
 
 /* Runs it; an empty text, or what went wrong. */
 std::string ptx_run(ptx_launch &launch, const void *argument);
+
+/* The same, asked of the stream; the arguments, as the entry has them, are copied
+ * (ptx_entries.cc). */
+cudaError_t ptx_launch_entry(const cudaLaunchConfig_t *config, const void *kernel,
+                             const ptx_module *module, const ptx_kernel *entry,
+                             const void *argument);
 
 /* Runs the warp until it waits at a barrier, has ended or has executed so many instructions. */
 void ptx_run_warp(ptx_warp &w, int quantum);

@@ -101,11 +101,25 @@ static void check_races(void) {
             OTHER WRITE "bar.sync 0;\n" READ "bar.warp.sync %r4;\n" WRITE, 64, "a race: ");
     refuses("two writes", "mov.u32 %r5, memory;\nst.shared.u32 [%r5], %r1;\n", 32,
             "a race: two writes");
+    accepts("two writes of the same by one instruction",
+            "mov.u32 %r5, memory;\nst.shared.u32 [%r5], %r4;\n", 32);
+    refuses("two writes of the same by two warps",
+            "mov.u32 %r5, memory;\nst.shared.u32 [%r5], %r4;\n", 64, "a race: two writes");
     accepts("atomics",
             "mov.u32 %r5, memory;\nsetp.eq.s32 %p1, %r1, 0;\n"
             "@%p1 st.shared.u32 [%r5], %r1;\nbar.sync 0;\natom.shared.add.u32 %r6, [%r5], 1;\n",
             64);
     refuses("blocks that write the same", "st.global.u32 [%rd2], %r1;\n", 32, "a race: global", 2);
+#define GLOBAL_OTHER "xor.b32 %r5, %r2, 128;\ncvt.u64.u32 %rd3, %r5;\nadd.s64 %rd3, %rd3, %rd1;\n"
+#define GLOBAL_WRITE "st.global.u32 [%rd2], %r1;\n"
+#define GLOBAL_READ "ld.global.u32 %r6, [%rd3];\n"
+    refuses("global memory that another warp writes", GLOBAL_OTHER GLOBAL_WRITE GLOBAL_READ, 64,
+            "a race: global");
+    accepts("global memory, after a barrier", GLOBAL_OTHER GLOBAL_WRITE "bar.sync 0;\n" GLOBAL_READ,
+            64);
+    refuses("global memory over what another warp reads",
+            GLOBAL_OTHER GLOBAL_WRITE "bar.sync 0;\n" GLOBAL_READ GLOBAL_WRITE, 64,
+            "a race: global");
     refuses("never written", READ, 32, "an address without a value");
     refuses("nobody has written", "ld.shared.u32 %r6, [%r3];\n", 32, "nobody has written");
 }
@@ -118,6 +132,11 @@ static void check_places(void) {
     refuses("past a block of memory", "st.global.u32 [%rd2+4096], %r1;\n", 32, "global memory");
     refuses("a store of nothing", "st.global.u32 [%rd2], %r8;\n", 32, "without a value");
     refuses("a condition of nothing", "@%p1 bra $x;\n$x:\n", 32, "without a value");
+    accepts("a condition that one operand decides",
+            "setp.lt.s32 %p1, %r1, 0;\nand.pred %p3, %p2, %p1;\n@%p3 bra $x;\n$x:\n", 32);
+    refuses("one that it does not decide",
+            "setp.ge.s32 %p1, %r1, 0;\nand.pred %p3, %p2, %p1;\n@%p3 bra $x;\n$x:\n", 32,
+            "a condition is without a value");
     refuses("an unknown instruction", "add.sat.s32 %r5, %r1, %r1;\n", 32, "does not know");
 }
 

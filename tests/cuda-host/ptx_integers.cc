@@ -197,11 +197,16 @@ static void mad_carry(ptx_warp &w, const ptx_instruction &i, uint32_t lanes) {
 
 /* ---- Predicates ---- */
 
-template <typename F> static void logic(ptx_warp &w, const ptx_instruction &i, uint32_t lanes) {
+/* Of `and` and `or`, one operand that decides is enough: `decides` is what it is, for all lanes. */
+template <typename F, uint32_t decides = 0, bool any = false>
+static void logic(ptx_warp &w, const ptx_instruction &i, uint32_t lanes) {
     uint32_t a = *w.row<uint32_t>(i.in[0]), b = *w.row<uint32_t>(i.in[i.n_in - 1]);
     uint32_t *to = w.row<uint32_t>(i.out[0]);
+    uint32_t has_a = w.has(i.in[0]), has_b = w.has(i.in[i.n_in - 1]), decided = 0;
+    if (any) decided = (has_a & ~(a ^ decides)) | (has_b & ~(b ^ decides));
+    if (any) a = (a & has_a) | (~decides & ~has_a), b = (b & has_b) | (~decides & ~has_b);
     *to = (*to & ~lanes) | (F::template of<uint32_t>(a, b) & lanes);
-    w.give(i.out[0], lanes, w.has(i.in[0]) & w.has(i.in[i.n_in - 1]));
+    w.give(i.out[0], lanes, (has_a & has_b) | decided);
 }
 BINARY(first_of, (void(b), a))
 BINARY(not_first, (void(b), ~a))
@@ -315,8 +320,8 @@ void ptx_add_integers(ptx_table &t) {
     add_wide<uint64_t, uint32_t>(t, "u32");
     add_carries(t);
     add_words(t);
-    t["and.pred"] = {logic<both>, "p=pp"};
-    t["or.pred"] = {logic<either>, "p=pp"};
+    t["and.pred"] = {logic<both, 0u, true>, "p=pp"};
+    t["or.pred"] = {logic<either, ~0u, true>, "p=pp"};
     t["xor.pred"] = {logic<one>, "p=pp"};
     t["not.pred"] = {logic<not_first>, "p=p"};
     t["mov.pred"] = {logic<first_of>, "p=p"};

@@ -83,6 +83,21 @@ static void load(ptx_warp &w, const ptx_instruction &i, uint32_t lanes) {
     for (int k = 0; k < i.count; k++) w.give(i.out[k], lanes, lanes);
 }
 
+/* Whether the lane writes what the lane before it does: CUDA leaves open which of
+ * a warp's lanes one instruction writes for, so that these are one write and no race. */
+template <typename R>
+static bool is_repeated(ptx_warp &w, const ptx_instruction &i, uint32_t lanes, int lane) {
+    uint32_t before = lanes & ((1u << lane) - 1);
+    if (i.count > 1 || before == 0) return false;
+    int other = 31 - __builtin_clz(before);
+    uint64_t at = address_of(w, i, 0, lane);
+    bool own = i.space == PTX_LOCAL || (i.space == PTX_GENERIC && at >= PTX_LOCAL_WINDOW &&
+                                        at >> 32 == PTX_LOCAL_WINDOW >> 32);
+    const R *values = w.row<R>(i.in[1]);
+    return !own && at == address_of(w, i, 0, other) && values[lane] == values[other] &&
+           (w.has(i.in[1]) >> lane & w.has(i.in[1]) >> other & 1);
+}
+
 /* The low bits of the registers, R, which follow the address. */
 template <typename T, typename R>
 static void store(ptx_warp &w, const ptx_instruction &i, uint32_t lanes) {
@@ -90,7 +105,7 @@ static void store(ptx_warp &w, const ptx_instruction &i, uint32_t lanes) {
     if (i.space == PTX_GLOBAL)
         for (int k = 0; k < i.count; k++) w.need(i, i.in[1 + k], lanes, "what is stored is");
     for (int l = 0; l < PTX_LANES; l++) {
-        if (!(lanes >> l & 1)) continue;
+        if (!(lanes >> l & 1) || is_repeated<R>(w, i, lanes, l)) continue;
         uint64_t at = address_of(w, i, 0, l);
         need_alignment(w, i, l, at, i.count * (int)sizeof(T));
         for (int k = 0; k < i.count; k++) {

@@ -31,7 +31,8 @@ static void begin_warp(ptx_warp &w, int number, unsigned threads, const unsigned
     const ptx_module &m = *w.block->module;
     unsigned left = threads - (unsigned)(number * PTX_LANES);
     w.number = number;
-    w.file.resize((size_t)m.rows * PTX_ROW_BYTES / 8);
+    size_t words = (size_t)m.rows * PTX_ROW_BYTES / 8;
+    if (w.file.size() < words) w.file.resize(words);
     w.values.assign(m.rows, 0);
     w.local.assign((size_t)m.local_bytes * PTX_LANES, (char)0xff);
     w.live = left < PTX_LANES ? (1u << left) - 1 : ~0u;
@@ -118,8 +119,11 @@ static uint64_t seed(void) {
     return given == NULL ? 1 : strtoull(given, NULL, 10);
 }
 
+/* Launches come one after another, and what warps hold is large: the next one has it. */
 std::string ptx_run(ptx_launch &launch, const void *argument) {
+    static std::vector<ptx_warp> &kept = *new std::vector<ptx_warp>;
     ptx_block b = {};
+    b.warps.swap(kept);
     uint64_t bytes = (uint64_t)launch.kernel->argument_bytes;
     uint64_t blocks = (uint64_t)launch.grid[0] * launch.grid[1] * launch.grid[2];
     bool reverse = getenv("LUNCE_CUDA_HOST_REVERSE") != NULL;
@@ -139,5 +143,6 @@ std::string ptx_run(ptx_launch &launch, const void *argument) {
     } catch (const std::string &what) {
         return launch.kernel->name + ": " + what;
     }
+    b.warps.swap(kept);
     return "";
 }

@@ -1,8 +1,8 @@
-/* Races, and memory that nobody has written. Holds what is remembered of shared memory, within a
- * block, and of global memory, between the blocks of a launch. Invariants: what the memory model
- * orders are barriers of the block and bar.warp.sync, and nothing else: shuffles, votes and matrix
- * instructions promise no order of memory; two accesses to a granule, one of which is a plain
- * write, are a race unless ordered, whatever order the interpreter has run them in. An
+/* Races, and memory that nobody has written. Holds what is remembered of shared and of global
+ * memory, within a block and, of the latter, between the blocks of a launch. Invariants: what the
+ * memory model orders are barriers of the block and bar.warp.sync, and nothing else: shuffles,
+ * votes and matrix instructions promise no order of memory; two accesses to a granule, one of which
+ * is a plain write, are a race unless ordered, whatever order the interpreter has run them in. An
  * asynchronous copy writes from its begin until its thread has waited for it. */
 #include "ptx_shadow.h"
 
@@ -131,31 +131,71 @@ static ptx_page &page_of(ptx_launch &launch, uint64_t at) {
     return *launch.page;
 }
 
+/* Whether the lane's access comes after what a thread of its block did. */
+static bool follows(const ptx_warp &w, int lane, uint32_t epoch, uint16_t thread, uint32_t tick) {
+    return is_after(w, lane, epoch, thread / PTX_LANES, thread % PTX_LANES, tick);
+}
+
+/* Within a block: barriers order global memory as they do shared. */
+static void check_block(ptx_warp &w, const ptx_instruction &i, int lane, uint64_t at,
+                        const ptx_touch &t, ptx_access access) {
+    uint32_t me = w.block->index + 1;
+    bool atomic = access == PTX_ATOMIC && t.atomic;
+    if (t.writer == me && !atomic && !follows(w, lane, t.write_epoch, t.write_thread, t.write_tick))
+        w.fault(i, lane, "a race: global memory that lane %d of warp %d has written, at %p",
+                t.write_thread % PTX_LANES, t.write_thread / PTX_LANES, (void *)at);
+    if (access == PTX_READ || t.reader != me || t.read_epoch < w.block->epoch) return;
+    if (t.read_thread == PTX_SEVERAL || !follows(w, lane, t.read_epoch, t.read_thread, t.read_tick))
+        w.fault(i, lane, "a race: global memory that other threads of the block have read, at %p",
+                (void *)at);
+}
+
+static void remember_global(ptx_warp &w, int lane, ptx_touch &t, ptx_access access) {
+    uint32_t me = w.block->index + 1, epoch = w.block->epoch;
+    uint16_t thread = (uint16_t)(w.number * PTX_LANES + lane);
+    if (access != PTX_READ) {
+        t.writer = me;
+        t.write_epoch = epoch;
+        t.write_tick = w.clock[lane][lane];
+        t.write_thread = thread;
+        t.atomic = access == PTX_ATOMIC;
+        return;
+    }
+    bool first = t.reader != me || t.read_epoch < epoch || t.read_thread == thread;
+    t.reader = t.reader == 0 || t.reader == me ? me : ~0u;
+    t.read_thread = first ? thread : (uint16_t)PTX_SEVERAL;
+    t.read_epoch = epoch;
+    t.read_tick = w.clock[lane][lane];
+}
+
 static void check_granule(ptx_warp &w, const ptx_instruction &i, int lane, uint64_t at,
                           ptx_access access) {
-    ptx_page &p = page_of(*w.block->launch, at);
-    size_t k = at % PTX_PAGE;
-    uint32_t me = w.block->index + 1, writer = p.writer[k], reader = p.reader[k];
+    ptx_touch &t = page_of(*w.block->launch, at).touches[at % PTX_PAGE];
+    uint32_t me = w.block->index + 1, writer = t.writer, reader = t.reader;
     bool writes = access != PTX_READ;
-    bool clash = (writer != 0 && writer != me && !(access == PTX_ATOMIC && p.atomic[k])) ||
+    bool clash = (writer != 0 && writer != me && !(access == PTX_ATOMIC && t.atomic)) ||
                  (writes && reader != 0 && reader != me);
     if (clash)
         w.fault(i, lane, "a race: global memory that block %u has %s, at %p",
                 (writer != 0 && writer != me ? writer : reader) - 1,
                 writer != 0 && writer != me ? "written" : "read", (void *)at);
-    if (writes) {
-        p.writer[k] = me;
-        p.atomic[k] = access == PTX_ATOMIC;
-    } else if (reader == 0) {
-        p.reader[k] = me;
-    } else if (reader != me) {
-        p.reader[k] = ~0u; /* several */
+    check_block(w, i, lane, at, t, access);
+    remember_global(w, lane, t, access);
+}
+
+/* Whether they lie in one of the module's own variables, which nobody writes. */
+static bool is_own(const ptx_module &m, uint64_t at, int bytes) {
+    for (const auto &values : m.globals) {
+        uint64_t begin = (uint64_t)values->data();
+        if (at >= begin && at + (uint64_t)bytes <= begin + 8 * values->size()) return true;
     }
+    return false;
 }
 
 char *ptx_check_global(ptx_warp &w, const ptx_instruction &i, int lane, uint64_t at, int bytes,
                        ptx_access access) {
     ptx_launch &launch = *w.block->launch;
+    if (access == PTX_READ && is_own(*launch.module, at, bytes)) return (char *)at;
     if (at < launch.found || at + (uint64_t)bytes > launch.found_end) {
         const void *begin;
         size_t size;

@@ -16,12 +16,20 @@ struct ptx_shadow {
     std::vector<ptx_cell> cells;
 };
 
-/* Of a page of global memory, by granules of 4 bytes or, where a module has smaller accesses, of
- * bytes: the blocks that have touched them, counted from 1. */
-enum { PTX_PAGE = 4096 };
+/* Of a granule of global memory: blocks, counted from 1, and of the last accesses their block's
+ * epoch, thread, and the tick of the thread's clock. */
+enum { PTX_SEVERAL = 0xffff };
+struct ptx_touch {
+    uint32_t writer, reader; /* ~0: several */
+    uint32_t write_epoch, write_tick, read_epoch, read_tick;
+    uint16_t write_thread, read_thread; /* or PTX_SEVERAL */
+    bool atomic;
+};
+
+/* By granules of 4 bytes or, where a module has smaller accesses, of bytes. */
+enum { PTX_PAGE = 512 };
 struct ptx_page {
-    uint32_t writer[PTX_PAGE], reader[PTX_PAGE];
-    bool atomic[PTX_PAGE];
+    ptx_touch touches[PTX_PAGE];
 };
 
 #endif

@@ -14,11 +14,16 @@ void ptx_warp::fault(const ptx_instruction &i, int lane, const char *format, ...
     va_start(arguments, format);
     vsnprintf(what, sizeof what, format, arguments);
     va_end(arguments);
-    const char *line = block->module->lines[(size_t)i.line - 1].c_str();
-    int n = snprintf(text, sizeof text, "%s: block %u, warp %d", what, block->index, number);
+    const std::string &line = block->module->lines[(size_t)i.line - 1];
+    size_t tab = line.find('\t');
+    std::string source = tab == std::string::npos ? "" : line.substr(0, tab), said = line;
+    if (tab != std::string::npos) said = line.substr(tab + 1);
+    if (!source.empty()) source = " " + source;
+    int n = snprintf(text, sizeof text, "%s:%s block %u, warp %d", what, source.c_str(),
+                     block->index, number);
     if (lane >= 0) n += snprintf(text + n, sizeof text - (size_t)n, ", lane %d", lane);
-    snprintf(text + n, sizeof text - (size_t)n, ", line %d of the PTX:%.80s", i.line,
-             line + (*line == '\t'));
+    snprintf(text + n, sizeof text - (size_t)n, ", line %d of the PTX: %.80s", i.line,
+             said.c_str());
     throw std::string(text);
 }
 
