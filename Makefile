@@ -229,7 +229,7 @@ asan: asan-build ## run the tests under AddressSanitizer and UBSan, with the JIT
 # Each test of what is compiled at run time; those of no halves compile many links. And of the other
 # kernels; tensors of 32 MB are too many elements to interpret.
 PTX_TESTS = tile_random epilogue mirror tile_rank tile_dtype similarity topk link family loss fused
-PTX_TESTS += ops nn optim random augment eval graph captured autograd tensor channels_last
+PTX_TESTS += joined ops nn optim random augment eval graph captured autograd tensor channels_last
 ptx-files: $(PTX_FILES)
 
 ptx: all cuda-host ptx-files ## run kernels as PTX that the host interprets; needs no GPU

@@ -195,10 +195,11 @@ end)
 
 if not shim then return end
 
--- In a process where kernels are asked for and not run. Its status and what it prints.
+-- In a process where kernels are asked for and not run, nor interpreted. Its status and what it
+-- prints.
 local function dry(environment, code)
-  local child = io.popen(("LUNCE_CUDA_HOST_DRY=1 %s %s -e '%s' 2>&1; echo $?"):format(environment,
-    program, code))
+  local command = "env -u LUNCE_CUDA_HOST_PTX LUNCE_CUDA_HOST_DRY=1 %s %s -e '%s' 2>&1; echo $?"
+  local child = io.popen(command:format(environment, program, code))
   local text, status = child:read "*a":match "^(.-)(%d+)\n$"
   child:close()
   return tonumber(status), text

@@ -303,6 +303,10 @@ static void check_numbers(void) {
           "add.rz.f32 %f3, %f1, %f2;\nmov.b32 %r9, %f3;\n",
           [](int) { return 0x3f7fffffu; });
     gives("bfi", "bfi.b32 %r9, %r1, 0, 5, 27;\n", [](int l) { return (uint32_t)l << 5; });
+    gives("bfind", "bfind.u32 %r9, %r1;\n",
+          [](int l) { return l == 0 ? ~0u : 31u - (uint32_t)__builtin_clz((unsigned)l); });
+    gives("bfind.shiftamt", "bfind.shiftamt.u32 %r9, %r1;\n",
+          [](int l) { return l == 0 ? ~0u : (uint32_t)__builtin_clz((unsigned)l); });
     gives("bfe", "mov.b32 %r5, -256;\nbfe.s32 %r9, %r5, 4, 8;\n", [](int) { return 0xfffffff0u; });
     gives("prmt",
           "mov.b32 %r5, 50462976;\nmov.b32 %r6, 117835012;\nprmt.b32 %r9, %r5, %r6, 30212;\n",

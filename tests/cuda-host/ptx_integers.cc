@@ -53,6 +53,8 @@ UNARY(negated, 0 - (plain<T>)a)
 UNARY(size_of, a < 0 ? 0 - (plain<T>)a : (plain<T>)a)
 UNARY(set_bits, __builtin_popcountll(a))
 UNARY(leading_zeros, a == 0 ? bits_of<T> : __builtin_clzll(a) - (64 - bits_of<T>))
+UNARY(highest, a == 0 ? -1 : 63 - __builtin_clzll(a))
+UNARY(shift_to_highest, a == 0 ? -1 : __builtin_clzll(a) - (64 - bits_of<T>))
 
 struct reversed {
     template <typename D, typename T> static D of(T a) {
@@ -235,6 +237,8 @@ template <typename T> static void add_bits(ptx_table &t, const std::string &b) {
     if (b == "16") return;
     t["popc.b" + b] = {ptx_map<set_bits, uint32_t, T>, form<T>("w=w", "w=l")};
     t["clz.b" + b] = {ptx_map<leading_zeros, uint32_t, T>, form<T>("w=w", "w=l")};
+    t["bfind.u" + b] = {ptx_map<highest, uint32_t, T>, form<T>("w=w", "w=l")};
+    t["bfind.shiftamt.u" + b] = {ptx_map<shift_to_highest, uint32_t, T>, form<T>("w=w", "w=l")};
     t["brev.b" + b] = {ptx_map<reversed, T, T>, form<T>("w=w", "l=l")};
     t["bfi.b" + b] = {ptx_map<insert, T, T, T, uint32_t, uint32_t>, form<T>("w=wwww", "l=llww")};
 }
